@@ -1,0 +1,99 @@
+"""The words every part of pellucid shares: what a batch is, what a sample is, what can be set and read.
+
+Shapes, everywhere in the package:
+
+    B  batch              C, H, W  channels, height, width
+    K  regions            L        ResBlocks of a U-Net
+    S  the shape of one sample without its batch axis, here (C, H, W)
+
+Images are float32 in [-1, 1] from the data package inwards; 0..255 exists only in files.
+Times `t` run from 0 (clean) to 1 (noise).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Denoise = Callable[[Tensor, Tensor], Tensor]
+    """x_t (B, *S), t (B,) in [0, 1] -> x0_hat (B, *S): the only thing a sampler ever sees."""
+
+    Affine = tuple[Tensor, Tensor]
+    """(scale, shift), each broadcastable to the (B, C_i, H_i, W_i) of ResBlock i."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Some samples of a data set, with whatever ground truth the data happens to carry.
+
+    Methods train on `x0` (and `labels` where they are class-conditional). `masks` and `truth` are
+    there to be scored against and no loss may read them, supervised baselines apart.
+    """
+
+    x0: Tensor
+    """(B, C, H, W) float32 in [-1, 1]."""
+    labels: Tensor | None = None
+    """(B,) int64 class indices."""
+    masks: Tensor | None = None
+    """(B, H, W) int64; 0 is ground, 1.. are objects."""
+    truth: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further ground truth by name (attributes, depth, pose), batch axis first."""
+
+    def __len__(self) -> int:
+        return len(self.x0)
+
+    def to(self, device: Any) -> Batch:
+        """The same batch on another device."""
+        move = lambda v: None if v is None else v.to(device, non_blocking=True)  # noqa: E731
+        return Batch(
+            x0=move(self.x0),
+            labels=move(self.labels),
+            masks=move(self.masks),
+            truth={k: move(v) for k, v in self.truth.items()},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What a method generated, and what it can say about it."""
+
+    images: Tensor
+    """(B, C, H, W) float32 in [-1, 1]."""
+    readouts: Mapping[str, Tensor] = field(default_factory=dict)
+    """One entry for each readout the method declares."""
+    controls: Mapping[str, Any] = field(default_factory=dict)
+    """Every control as it was used, defaults included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """Something a user may set when a method samples or edits.
+
+    `int` and `float` lie in [low, high]; `choice` is one of `choices` (or an index into them);
+    `image` is a (B, C, H, W) tensor in [-1, 1]; `regions` is a set of region indices.
+    """
+
+    kind: Literal["int", "float", "choice", "image", "regions"]
+    help: str
+    default: Any = None
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readout:
+    """Something a method finds inside an image.
+
+    `masks` are probabilities over K regions, (K, H, W), that sum to 1 at each pixel; `shares` are
+    K numbers that sum to 1; `vector` is anything else of fixed length.
+    """
+
+    kind: Literal["masks", "shares", "vector"]
+    help: str
+    shape: tuple[int | str, ...]
+    """Without the batch axis; a letter stands for a size that follows the image ("H", "W")."""
