@@ -14,16 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
-    Denoise = Callable[[Tensor, Tensor], Tensor]
-    """x_t (B, *S), t (B,) in [0, 1] -> x0_hat (B, *S): the only thing a sampler ever sees."""
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""x_t (B, *S), t (B,) in [0, 1] -> x0_hat (B, *S): the only thing a sampler ever sees."""
 
-    Affine = tuple[Tensor, Tensor]
-    """(scale, shift), each broadcastable to the (B, C_i, H_i, W_i) of ResBlock i."""
+Affine = tuple[Tensor, Tensor]
+"""(scale, shift), each broadcastable to the (B, C_i, H_i, W_i) of ResBlock i."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +66,8 @@ class Sample:
     """One entry for each readout the method declares."""
     controls: Mapping[str, Any] = field(default_factory=dict)
     """Every control as it was used, defaults included."""
+    trace: tuple[tuple[float, Sample], ...] = ()
+    """(t, state at t) along the process, noise first, where snapshots were asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,8 @@ class Control:
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
+    reads: bool = False
+    """Whether reading an image takes it too, not only sampling."""
 
 
 @dataclass(frozen=True, kw_only=True)

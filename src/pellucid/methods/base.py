@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -30,6 +31,51 @@ class Stage(Protocol):
         ...
 
 
+def resolve(
+    declared: Mapping[str, Control], given: Mapping[str, Any], *, reading: bool = False
+) -> dict[str, Any]:
+    """Every declared control with the value given or its default; a ValueError that names what is wrong."""
+    usable = {k: c for k, c in declared.items() if c.reads or not reading}
+    for name in given:
+        if name not in usable:
+            what = "read" if reading else "sample"
+            near = get_close_matches(name, usable, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"{name!r} is no control that this model can {what} with; it has {', '.join(usable) or 'none'}.{hint}"
+            )
+    return {name: _checked(name, c, given.get(name, c.default)) for name, c in usable.items()}
+
+
+def _checked(name: str, control: Control, value: Any) -> Any:
+    if value is None:
+        return None
+    if control.kind == "choice":
+        if value in control.choices:
+            return control.choices.index(value)
+        if isinstance(value, int | str) and str(value).isdigit() and int(value) < len(control.choices):
+            return int(value)
+        raise ValueError(f"{name} is {value!r}; it is one of {', '.join(control.choices)}")
+    if control.kind in ("int", "float"):
+        number = int if control.kind == "int" else float
+        try:
+            cast = number(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"{name} is {value!r}; it is a number ({control.kind})") from None
+        low, high = control.low, control.high
+        if (low is not None and cast < low) or (high is not None and cast > high) or cast != cast:
+            raise ValueError(f"{name} is {value}; it lies between {low} and {high}")
+        return cast
+    if control.kind == "regions":
+        regions = (value,) if isinstance(value, int) else tuple(value)
+        if not regions or any(not isinstance(r, int) or not 0 <= r <= control.high for r in regions):
+            raise ValueError(f"{name} is {value!r}; regions are numbers from 0 to {int(control.high or 0)}")
+        return regions
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} is a {type(value).__name__}; it is an image, a (B, C, H, W) tensor in [-1, 1]")
+    return value
+
+
 class Method(nn.Module):
     """One system of the papers: its networks, its losses, how it samples and how it reads."""
 
@@ -42,8 +88,11 @@ class Method(nn.Module):
     def stages(self) -> tuple[Stage, ...]:
         raise NotImplementedError
 
-    def read(self, x: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
-        """x (B, C, H, W) in [-1, 1] -> every declared readout, batch axis first."""
+    def read(self, x: Tensor, rng: torch.Generator, **controls: Any) -> dict[str, Tensor]:
+        """x (B, C, H, W) in [-1, 1] -> every declared readout, batch axis first.
+
+        Takes the controls that are declared with `reads`.
+        """
         raise NotImplementedError
 
     def sample(self, n: int, rng: torch.Generator, **controls: Any) -> Sample:

@@ -1,0 +1,187 @@
+"""What every image-space denoising method shares: how it is sampled, whatever its network looks like inside.
+
+A method says what its network predicts at one (x_t, t); sampling, guidance, starting from a picture,
+blending two pictures and keeping part of one are the same for all of them, and live here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.methods.base import Method, resolve
+from pellucid.process.guidance import clipped, guided, keep_known
+from pellucid.process.loss import diffuse
+from pellucid.process.predict import to_x0
+from pellucid.process.samplers import SAMPLERS
+from pellucid.process.schedule import ScheduleName, TabulatedSchedule, levels, make_schedule
+from pellucid.types import Control, Denoise, Sample
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says about (x_t, t)."""
+
+    eps: Tensor
+    """(B, C, H, W), the noise."""
+    masks: Tensor | None = None
+    """(B, K, H, W), probabilities that sum to 1 at each pixel."""
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def standard_controls(class_names: tuple[str, ...], *, regions: int = 0) -> dict[str, Control]:
+    """The controls of image-space diffusion; `label` and guidance only where there are classes."""
+    controls = {
+        "num_steps": Control(kind="int", default=50, low=1, high=1000, help="network passes from noise to image"),
+        "sampler": Control(
+            kind="choice", default="ddim", choices=tuple(SAMPLERS), help="how the passes are combined"
+        ),
+        "eta": Control(kind="float", default=0.0, low=0.0, high=1.0, help="noise that DDIM adds back, 0 to 1"),
+        "snapshots": Control(
+            kind="int", default=0, low=0, high=64, help="states along the process to keep, as a picture"
+        ),
+        "image": Control(kind="image", help="start from this picture instead of noise"),
+        "strength": Control(
+            kind="float", low=0.01, high=1.0, help="how much noise a given picture gets, as a time (default 0.25)"
+        ),
+        "blend_with": Control(kind="image", help="a second picture, blended with the first in noise space"),
+        "blend": Control(kind="float", default=0.5, low=0.0, high=1.0, help="share of the second picture"),
+    }
+    if regions:
+        controls["regions"] = Control(
+            kind="regions", high=regions - 1, help="regions of the given picture to regenerate; the rest is kept"
+        )
+    if class_names:
+        controls["label"] = Control(kind="choice", choices=class_names, reads=True, help="the class to generate")
+        controls["guidance_scale"] = Control(
+            kind="float", default=1.0, low=0.0, high=20.0, help="classifier-free guidance; 1 is none"
+        )
+    return controls
+
+
+class DenoisingMethod(Method):
+    """A method whose network denoises images. Subclasses give `predict`."""
+
+    def __init__(self, schedule: ScheduleName) -> None:
+        super().__init__()
+        self.schedule = make_schedule(schedule)
+
+    def predict(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Prediction:
+        """x (B, C, H, W) at times t (B,), label (B,) or None -> the noise and whatever else is found."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def noise(self, shape: torch.Size | tuple[int, ...], rng: torch.Generator) -> Tensor:
+        """Standard normal noise: drawn where the generator lives, handed to where the weights live."""
+        return torch.randn(shape, generator=rng, device=rng.device).to(self.device)
+
+    def training_times(self, n: int, rng: torch.Generator, *, low_share: float = 0.0, low_end: float = 0.2) -> Tensor:
+        """n times: uniform (over the table's steps, where there is one), or a share of them from [0, low_end]."""
+        u = torch.rand(n, generator=rng, device=rng.device)
+        low = torch.rand(n, generator=rng, device=rng.device) < low_share
+        u = torch.where(low, u * low_end, u)
+        if isinstance(self.schedule, TabulatedSchedule):
+            steps = self.schedule.steps
+            u = (u * steps).floor().clamp(max=steps - 1).add(1) / steps
+        return u.to(self.device)
+
+    def noised(self, x0: Tensor, t: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """x_t and its times (B,) for one time t."""
+        times = torch.full((len(x0),), t, device=x0.device)
+        return diffuse(x0, self.noise(x0.shape, rng), self.schedule.logsnr(times)), times
+
+    def denoiser(self, label: Tensor | None, seen: dict[str, Prediction]) -> Denoise:
+        """The closure that samplers take; it leaves its last prediction in `seen`."""
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            seen["last"] = found = self.predict(x, t, None if label is None else label[: len(x)])
+            return to_x0(found.eps, x, self.schedule.logsnr(t), "eps")
+
+        return denoise
+
+    def describe(self, found: Prediction) -> dict[str, Tensor]:
+        """A prediction -> the declared readouts."""
+        return {}
+
+    def regions_of(self, image: Tensor, rng: torch.Generator, regions: tuple[int, ...]) -> Tensor:
+        """(B, 1, H, W): 1 inside the regions named, by the masks that the method reads in the image."""
+        masks = self.read(image, rng)["masks"]
+        labels = masks.argmax(1, keepdim=True)
+        return torch.isin(labels, torch.tensor(regions, device=labels.device)).float()
+
+    @torch.no_grad()
+    def sample(self, n: int, rng: torch.Generator, **controls: Any) -> Sample:
+        """n images from noise, or from given pictures; see `controls`.
+
+        `image` alone is noised to `strength` and denoised again; with `blend_with`, both are noised
+        with the same noise and their noisy states mixed (Ho et al., 2020, figure 8); with `regions`,
+        only those regions of it are generated anew.
+        """
+        if n < 1:
+            raise ValueError(f"n is {n}; ask for at least one image")
+        use = resolve(self.controls, controls)
+        label = use.get("label")
+        labels = None if label is None else torch.full((n,), label, device=self.device)
+        seen: dict[str, Prediction] = {}
+        if labels is not None and use["guidance_scale"] != 1.0:
+            plain: dict[str, Prediction] = {}
+            denoise = guided(self.denoiser(labels, seen), self.denoiser(None, plain), use["guidance_scale"])
+        else:
+            denoise = self.denoiser(labels, seen)
+        denoise = clipped(denoise)
+
+        x = self.noise((n, *self.image_shape), rng)
+        start = 1.0
+        if use["image"] is not None:
+            image = self._given(use["image"], n)
+            if use.get("regions"):
+                change = self.regions_of(image, rng, use["regions"])
+                denoise = keep_known(denoise, image, 1 - change, self.schedule, rng)
+                start = use["strength"] or 1.0
+            else:
+                start = use["strength"] or 0.25
+            mixed = image
+            at_start = self.schedule.logsnr(torch.full((n,), start, device=self.device))
+            if use["blend_with"] is not None:
+                other = self._given(use["blend_with"], n)
+                mixed = torch.lerp(image, other, use["blend"])
+            if start < 1.0:
+                x = diffuse(mixed, x, at_start)
+        elif use.get("regions") or use["blend_with"] is not None:
+            raise ValueError("regions and blend_with change a given picture: give `image` as well")
+
+        table = self.schedule.steps if isinstance(self.schedule, TabulatedSchedule) else None
+        times = levels(max(1, min(use["num_steps"], round(start * (table or 1000)))), start=start, table=table)
+        trace: list[tuple[float, Sample]] = []
+        moments = {round(i) for i in torch.linspace(0, len(times) - 2, use["snapshots"]).tolist()}
+
+        def on_step(i: int, t: float, x_t: Tensor, x0: Tensor) -> None:
+            if i in moments:
+                trace.append((t, Sample(images=x0.clamp(-1, 1), readouts=self.describe(seen["last"]))))
+
+        sampler = SAMPLERS[tuple(SAMPLERS)[use["sampler"]]]
+        options = {"eta": use["eta"]} if use["sampler"] == tuple(SAMPLERS).index("ddim") else {}
+        images = sampler(denoise, x, times, self.schedule, rng=rng, on_step=on_step, **options)
+        return Sample(
+            images=images.clamp(-1, 1),
+            readouts=self.describe(seen["last"]),
+            controls={k: v for k, v in use.items() if not isinstance(v, Tensor)},
+            trace=tuple(trace),
+        )
+
+    def _given(self, image: Tensor, n: int) -> Tensor:
+        image = image.to(self.device, torch.float32)
+        if image.ndim == 3:
+            image = image[None]
+        if image.shape[1:] != self.image_shape or len(image) not in (1, n):
+            raise ValueError(
+                f"the picture is {tuple(image.shape)}; expected {self.image_shape}, one of them or n = {n}"
+            )
+        return image.expand(n, -1, -1, -1)

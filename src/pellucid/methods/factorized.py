@@ -1,0 +1,372 @@
+"""Factorized diffusion: a denoiser cut in pieces, so that denoising forces it to segment.
+
+After Xin Yuan's thesis, chapter 2 (eqs. 2.2 to 2.8):
+
+    h_enc = enc(x_t, t)                      features of every resolution, the skips
+    h_mid = mid(h_enc, t)
+    m     = softmax_K(mask(h_mid, h_enc, t))
+    eps_k = painter_k(...)                   what each region is painted by: the form, below
+    eps   = sum_k m_k eps_k                  loss: mean ||eps - eps_true||^2
+
+Forms (`FactorizedConfig.form`):
+
+    shared      the thesis: one weight-shared decoder, run once a region on skips masked by m_k
+    unshared    a decoder of its own for each region                    (table 2.6, w/o weight sharing)
+    concat      one decoder that sees the masks as further channels     (table 2.6, concat; eq. 2.5)
+    masked_mid  the shared decoder with h_mid masked, not the skips     (table 2.6, masking h_mid)
+    code        ours: a region is painted from a code of itself, the mean of features under m_k, and
+                a few pixels around each place; nothing else can reach it, so splitting a picture
+                into coherent regions is the cheapest way to denoise it
+    hybrid      ours: `code` decides the masks, the thesis' decoder paints under them (its gradient
+                does not reach the masks), so that images lose nothing to the small painter
+
+B  batch; K  regions; J  subregions of each region; C, H, W  an image; D  a code
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pellucid.methods.base import Stage, resolve
+from pellucid.methods.denoising import DenoisingMethod, Prediction, standard_controls
+from pellucid.nets.blocks import conv3
+from pellucid.nets.modulation import Modulation, TimeModulator, VectorModulator, repeat
+from pellucid.nets.unet import Decoder, Encoder, Middle, UNetConfig
+from pellucid.process.loss import denoising_loss, diffuse
+from pellucid.process.schedule import ScheduleName
+from pellucid.types import Batch, Readout
+
+Form = Literal["shared", "unshared", "concat", "masked_mid", "code", "hybrid"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorizedConfig:
+    size: int = 32
+    """Height and width of the images, in pixels."""
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    form: Form = "hybrid"
+    regions: int = 3
+    """K."""
+    subregions: int = 0
+    """J, the regions of each region in a second level (section 2.5.1); 0 has one level."""
+    class_names: tuple[str, ...] = ()
+    """Classes to condition on; empty for none."""
+    label_dropout: float = 0.1
+    """How often training hides the class, so that guidance has something to guide from."""
+    schedule: ScheduleName = "linear_betas"
+    low_noise_share: float = 0.0
+    """Share of training times drawn from [0, 0.2] on top of the uniform ones, where masks can be seen."""
+    read_time: float = 0.03
+    """The noise at which a picture is read, as a time: 30 of 1,000 steps in the thesis."""
+    code_dim: int = 32
+    """D."""
+    code_width: int = 32
+    """Channels of the painter of `code` and `hybrid`."""
+    code_layers: int = 3
+    """Its convolutions after the first; all but the last are 3x3, so it sees 2 * layers + 1 pixels across."""
+    min_share: float = 0.0
+    """A region whose share of a picture falls below this is pulled back up; 0 leaves it alone."""
+
+    def __post_init__(self) -> None:
+        if self.regions < 1:
+            raise ValueError(f"regions is {self.regions}; a picture has at least one")
+        if self.size % self.unet.stride:
+            raise ValueError(
+                f"size is {self.size}; with {len(self.unet.multipliers)} stages it must be a multiple of {self.unet.stride}"
+            )
+        if self.subregions and self.form not in ("shared", "code"):
+            raise ValueError(f"two levels are built of the forms 'shared' and 'code', not {self.form!r}")
+
+
+def masked(features: Tensor, masks: Tensor) -> Tensor:
+    """(B, C, h, w) under each of K masks -> (B K, C, h, w), regions folded into the batch.
+
+    Masks are average-pooled to the size of the features, which keeps them a partition.
+    """
+    b, k = masks.shape[:2]
+    if masks.shape[-2:] != features.shape[-2:]:
+        masks = F.adaptive_avg_pool2d(masks, features.shape[-2:])
+    c, h, w = features.shape[1:]
+    folded = (features[:, None] * masks[:, :, None]).reshape(b * k, c, h, w)
+    return folded.contiguous(memory_format=torch.channels_last)
+
+
+class SharedPainter(nn.Module):
+    """The thesis' decoder (eq. 2.6), its K passes folded into one batch."""
+
+    def __init__(self, cfg: FactorizedConfig, *, mask_skips: bool = True) -> None:
+        super().__init__()
+        self.decoder = Decoder(cfg.unet)
+        self.mask_skips = mask_skips
+
+    def forward(self, x: Tensor, h: Tensor, skips: list[Tensor], masks: Tensor, mod: Modulation) -> Tensor:
+        """-> eps_k (B, K, C, H, W)."""
+        k = masks.shape[1]
+        if self.mask_skips:
+            h, skips = h.repeat_interleave(k, 0), [masked(s, masks) for s in skips]
+        else:
+            h, skips = masked(h, masks), [s.repeat_interleave(k, 0) for s in skips]
+        return self.decoder(h, skips, repeat(mod, k)).unflatten(0, (-1, k))
+
+
+class UnsharedPainter(nn.Module):
+    """K decoders, one a region."""
+
+    def __init__(self, cfg: FactorizedConfig) -> None:
+        super().__init__()
+        self.decoders = nn.ModuleList(Decoder(cfg.unet) for _ in range(cfg.regions))
+
+    def forward(self, x: Tensor, h: Tensor, skips: list[Tensor], masks: Tensor, mod: Modulation) -> Tensor:
+        own = masks.split(1, dim=1)
+        parts = [d(h, [masked(s, m) for s in skips], mod) for d, m in zip(self.decoders, own, strict=True)]
+        return torch.stack(parts, dim=1)
+
+
+class ConcatPainter(nn.Module):
+    """One decoder that sees h and the masks side by side (eq. 2.5); one part, which every region shares."""
+
+    def __init__(self, cfg: FactorizedConfig) -> None:
+        super().__init__()
+        self.decoder = Decoder(cfg.unet, skip_extra=cfg.regions, in_extra=cfg.regions)
+
+    def forward(self, x: Tensor, h: Tensor, skips: list[Tensor], masks: Tensor, mod: Modulation) -> Tensor:
+        def beside(f: Tensor) -> Tensor:
+            return torch.cat([f, F.adaptive_avg_pool2d(masks, f.shape[-2:])], dim=1)
+
+        return self.decoder(beside(h), [beside(s) for s in skips], mod)[:, None]
+
+
+class CodePainter(nn.Module):
+    """Paints a region from its code and a small neighbourhood of x_t, and from nothing else."""
+
+    def __init__(self, cfg: FactorizedConfig) -> None:
+        super().__init__()
+        width, pad = cfg.code_width, "replicate"  # zero padding would tell it where it is
+        self.head = conv3(cfg.unet.channels, width, padding_mode=pad)
+        self.convs = nn.ModuleList(
+            conv3(width, width, padding_mode=pad) if i < cfg.code_layers - 1 else nn.Conv2d(width, width, 1)
+            for i in range(cfg.code_layers)
+        )
+        widths = [width] * (cfg.code_layers + 1)
+        self.time = TimeModulator(widths, 32)
+        self.code = VectorModulator(widths, cfg.code_dim)
+        self.tail = nn.Conv2d(width, cfg.unet.channels, 1)
+        nn.init.zeros_(self.tail.weight)
+        nn.init.zeros_(self.tail.bias)
+
+    def forward(self, x: Tensor, t: Tensor, codes: Tensor) -> Tensor:
+        """x (B, C, H, W), t (B,), codes (B, K, D) -> eps_k (B, K, C, H, W)."""
+        k = codes.shape[1]
+        when, what = repeat(self.time(t), k), self.code(codes.flatten(0, 1))
+
+        def modulate(h: Tensor, i: int) -> Tensor:
+            for scale, shift in (when[i], what[i]):
+                h = shift + h * (1 + scale)
+            return h
+
+        h = modulate(self.head(x).repeat_interleave(k, 0), 0)
+        for i, conv in enumerate(self.convs, start=1):
+            h = h + 0.5 * modulate(conv(F.silu(h)), i)
+        return self.tail(F.silu(h)).unflatten(0, (-1, k))
+
+
+def region_codes(features: Tensor, masks: Tensor) -> Tensor:
+    """The mean of features (B, D, H, W) under each mask (B, K, H, W) -> (B, K, D).
+
+    One pixel's worth of zeros is averaged in, so that an empty region has the code zero.
+    """
+    total = torch.einsum("bkhw,bdhw->bkd", masks, features)
+    return total / (masks.sum((2, 3))[..., None] + 1)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What one level finds: masks (B, K, H, W) and what each region is painted with (B, K, C, H, W)."""
+
+    masks: Tensor
+    parts: Tensor
+    code_parts: Tensor | None = None
+    """`hybrid` alone: what the small painter says, which teaches the masks."""
+
+    def combine(self, parts: Tensor) -> Tensor:
+        """sum_k m_k part_k (eq. 2.7)."""
+        return (self.masks[:, :, None] * parts).sum(1)
+
+
+class Level(nn.Module):
+    """Encoder, middle, mask generator and painter: one factorized denoiser."""
+
+    def __init__(self, cfg: FactorizedConfig, regions: int) -> None:
+        super().__init__()
+        self.form = cfg.form
+        self.encoder, self.middle = Encoder(cfg.unet), Middle(cfg.unet)
+        # a zero-initialised tail would make all regions equal, and their gradients too, forever
+        self.masker = Decoder(cfg.unet, regions, zero_tail=False)
+        widths = self.encoder.widths + self.middle.widths + self.masker.widths
+        painters = {
+            "shared": lambda: SharedPainter(cfg),
+            "hybrid": lambda: SharedPainter(cfg),
+            "masked_mid": lambda: SharedPainter(cfg, mask_skips=False),
+            "unshared": lambda: UnsharedPainter(cfg),
+            "concat": lambda: ConcatPainter(cfg),
+            "code": lambda: None,
+        }
+        self.painter = painters[cfg.form]()
+        if self.painter is not None:
+            widths += self.masker.widths  # the painter's decoder is built like the mask generator
+        if cfg.form in ("code", "hybrid"):
+            self.to_code = nn.Conv2d(self.masker.feature_width, cfg.code_dim, 1)
+            self.code_painter = CodePainter(cfg)
+        self.time = TimeModulator(widths, cfg.unet.base, num_classes=len(cfg.class_names) or None)
+
+    def find(self, x: Tensor, t: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor, list[Tensor], Tensor, Modulation]:
+        """The masks and everything they were made of: encoder, middle and mask generator, no painter."""
+        mod = self.time(t, label)
+        e, m, d = len(self.encoder.widths), len(self.middle.widths), len(self.masker.widths)
+        h, skips = self.encoder(x, mod[:e])
+        h = self.middle(h, mod[e : e + m])
+        features = self.masker.features(h, skips, mod[e + m : e + m + d])
+        masks = self.masker.tail(features).float().softmax(1)
+        return masks, h, skips, features, mod[e + m + d :]
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, *, teach: bool = False) -> Factors:
+        """`teach` asks for what only training needs: the small painter's parts in the hybrid form."""
+        masks, h, skips, features, mod = self.find(x, t, label)
+        code_parts = None
+        if self.form == "code" or (self.form == "hybrid" and teach):
+            codes = region_codes(self.to_code(features).float(), masks)
+            code_parts = self.code_painter(x, t, codes).float()
+        if self.painter is None:
+            return Factors(masks, code_parts)
+        under = masks.detach() if self.form == "hybrid" else masks
+        return Factors(masks, self.painter(x, h, skips, under, mod).float(), code_parts)
+
+
+class Denoising:
+    """The one stage: denoise, and nothing else is asked for."""
+
+    name = "denoise"
+
+    def __init__(self, method: Factorized) -> None:
+        self.method = method
+        self.players = {"model": list(method.parameters())}
+
+    def losses(self, batch: Batch, rng: torch.Generator) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        method, cfg = self.method, self.method.config
+        x0 = batch.x0
+        t = method.training_times(len(x0), rng, low_share=cfg.low_noise_share)
+        logsnr = method.schedule.logsnr(t)
+        eps = method.noise(x0.shape, rng)
+        x_t = diffuse(x0, eps, logsnr)
+        label = method.hidden_labels(batch.labels, rng)
+
+        found, masks, teacher = method.factor(x_t, t, label, teach=True)
+        terms = {"denoise": denoising_loss(found, x_t, eps, logsnr).mean()}
+        if teacher is not None:
+            terms["code"] = denoising_loss(teacher, x_t, eps, logsnr).mean()
+        shares = masks.mean((2, 3))  # (B, K)
+        if cfg.min_share:
+            terms["floor"] = F.relu(cfg.min_share - shares).sum(1).mean()
+        with torch.no_grad():
+            terms["_smallest_region"] = shares.mean(0).min()
+        yield "model", terms
+
+    def after_step(self, step: int) -> None:
+        pass
+
+
+class Factorized(DenoisingMethod):
+    """Generates images with their region masks, and segments pictures in one pass, without a label."""
+
+    name: ClassVar[str] = "factorized"
+
+    def __init__(self, config: FactorizedConfig) -> None:
+        super().__init__(config.schedule)
+        self.config = config
+        self.image_shape = (config.unet.channels, config.size, config.size)
+        self.level = Level(config, config.regions)
+        self.fine = Level(config, config.subregions) if config.subregions else None
+        k = config.regions
+        self.controls = standard_controls(config.class_names, regions=k)
+        self.readouts = {
+            "masks": Readout(kind="masks", shape=(k, "H", "W"), help="how likely each pixel is in each region"),
+            "shares": Readout(kind="shares", shape=(k,), help="each region's share of the picture"),
+        }
+        if self.fine is not None:
+            kj = k * config.subregions
+            self.readouts["fine_masks"] = Readout(
+                kind="masks", shape=(kj, "H", "W"), help="the same for the regions of each region, in order"
+            )
+
+    @property
+    def stride(self) -> int:
+        """What the sides of a picture must be multiples of to be read."""
+        return self.config.unet.stride
+
+    def stages(self) -> tuple[Stage, ...]:
+        return (Denoising(self),)
+
+    def hidden_labels(self, labels: Tensor | None, rng: torch.Generator) -> Tensor | None:
+        """The batch's labels, some replaced by the null class."""
+        names = self.config.class_names
+        if not names:
+            return None
+        if labels is None:
+            raise ValueError("this recipe is class-conditional and the data has no classes; train without classes")
+        drop = torch.rand(len(labels), generator=rng, device=rng.device) < self.config.label_dropout
+        return labels.masked_fill(drop.to(labels.device), len(names))
+
+    def factor(
+        self, x: Tensor, t: Tensor, label: Tensor | None, *, teach: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """eps (B, C, H, W), the masks of the finest level, and the small painter's eps where it is asked for."""
+        f = self.level(x, t, label, teach=teach)
+        eps = f.combine(f.parts)
+        teacher = None if f.code_parts is None or self.config.form == "code" else f.combine(f.code_parts)
+        if self.fine is None:
+            return eps, f.masks, teacher
+        # level 2 sees the noisy input under each level-1 mask; its weights are shared by the K branches
+        k = f.masks.shape[1]
+        label = None if label is None else label.repeat_interleave(k, 0)
+        g = self.fine(masked(x, f.masks), t.repeat_interleave(k, 0), label)
+        fine_eps = g.combine(g.parts).unflatten(0, (-1, k))  # (B, K, C, H, W)
+        eps = f.combine((f.parts + fine_eps) / 2)
+        fine_masks = (f.masks[:, :, None] * g.masks.unflatten(0, (-1, k))).flatten(1, 2)  # (B, K J, H, W)
+        return eps, fine_masks, teacher
+
+    def predict(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Prediction:
+        eps, masks, _ = self.factor(x, t, label)
+        return Prediction(eps, masks)
+
+    def describe(self, found: Prediction) -> dict[str, Tensor]:
+        assert found.masks is not None
+        fine = found.masks
+        masks = fine if self.fine is None else fine.unflatten(1, (self.config.regions, -1)).sum(2)
+        readouts = {"masks": masks, "shares": masks.mean((2, 3))}
+        if self.fine is not None:
+            readouts["fine_masks"] = fine
+        return readouts
+
+    @torch.no_grad()
+    def read(self, x: Tensor, rng: torch.Generator, **controls: Any) -> dict[str, Tensor]:
+        """Segment: noise x a little, one pass through the mask generator (no painter is run).
+
+        x (B, C, H, W) in [-1, 1], any H and W that are multiples of `stride`.
+        """
+        use = resolve(self.controls, controls, reading=True)
+        label = use.get("label")
+        labels = None if label is None else torch.full((len(x),), label, device=x.device)
+        x_t, t = self.noised(x, self.config.read_time, rng)
+        masks = self.level.find(x_t, t, labels)[0]
+        if self.fine is not None:
+            k = masks.shape[1]
+            labels = None if labels is None else labels.repeat_interleave(k, 0)
+            inner = self.fine.find(masked(x_t, masks), t.repeat_interleave(k, 0), labels)[0]
+            masks = (masks[:, :, None] * inner.unflatten(0, (-1, k))).flatten(1, 2)
+        return self.describe(Prediction(x_t, masks))

@@ -1,0 +1,14 @@
+"""Every method by name, written out."""
+
+from __future__ import annotations
+
+from pellucid.methods.base import Method
+from pellucid.methods.baselines.ddpm import DDPM, DDPMConfig
+from pellucid.methods.baselines.supervised import Segmenter, SegmenterConfig
+from pellucid.methods.factorized import Factorized, FactorizedConfig
+
+METHODS: dict[str, tuple[type, type[Method]]] = {
+    "ddpm": (DDPMConfig, DDPM),
+    "factorized": (FactorizedConfig, Factorized),
+    "segmenter": (SegmenterConfig, Segmenter),
+}

@@ -1,0 +1,30 @@
+"""Self-attention over the places of a feature map."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pellucid.nets.blocks import groups_for
+
+
+class SelfAttention(nn.Module):
+    """(B, C, H, W) -> the same, a residual around multi-head attention over the H * W places."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"{heads} heads do not divide {width} channels; use a divisor")
+        self.heads = heads
+        self.norm = nn.GroupNorm(groups_for(width), width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, height, width = x.shape
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
+        q, k, v = self.qkv(tokens).view(b, -1, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, -1, c)
+        return x + self.out(h).transpose(1, 2).view(b, c, height, width)

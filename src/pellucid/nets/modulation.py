@@ -1,0 +1,67 @@
+"""Modulators: every vector condition enters a U-Net as one (scale, shift) for each ResBlock.
+
+A modulator is told the widths of the ResBlocks in the order they run, and maps its condition to as
+many affine pairs. Modulators are applied one after the other: h * (1 + scale) + shift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pellucid.nets.embed import sinusoidal
+from pellucid.types import Affine
+
+Modulation = Sequence[Affine]
+"""One affine pair for each ResBlock, in the order they run."""
+
+
+class VectorModulator(nn.Module):
+    """A vector (B, D) -> L pairs of (B, C_i, 1, 1), one linear map for all blocks at once.
+
+    Starts as the identity where `zero` is set: a condition added to a trained network changes nothing at first.
+    """
+
+    def __init__(self, widths: Sequence[int], dim: int, *, zero: bool = False) -> None:
+        super().__init__()
+        self.sizes = [c for width in widths for c in (width, width)]
+        self.project = nn.Linear(dim, sum(self.sizes))
+        if zero:
+            nn.init.zeros_(self.project.weight)
+            nn.init.zeros_(self.project.bias)
+
+    def forward(self, z: Tensor) -> list[Affine]:
+        parts = self.project(F.silu(z))[..., None, None].split(self.sizes, dim=1)
+        return list(zip(parts[::2], parts[1::2], strict=True))
+
+
+class TimeModulator(nn.Module):
+    """Time t (B,) in [0, 1], optionally with a class (B,), -> L pairs.
+
+    The sinusoid sees 1000 t, so that its frequencies are those of a thousand discrete steps. Class
+    `num_classes` is the null class that guidance needs.
+    """
+
+    def __init__(self, widths: Sequence[int], dim: int, *, num_classes: int | None = None) -> None:
+        super().__init__()
+        self.dim = dim
+        self.embed = nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, 4 * dim))
+        self.classes = nn.Embedding(num_classes + 1, 4 * dim) if num_classes else None
+        self.to_affine = VectorModulator(widths, 4 * dim)
+
+    def forward(self, t: Tensor, label: Tensor | None = None) -> list[Affine]:
+        dtype = self.embed[0].weight.dtype
+        h = self.embed(sinusoidal(1000 * t, self.dim).to(dtype))
+        if self.classes is not None:
+            if label is None:
+                label = torch.full(t.shape, self.classes.num_embeddings - 1, device=t.device)
+            h = h + self.classes(label)
+        return self.to_affine(h)
+
+
+def repeat(modulation: Modulation, k: int) -> list[Affine]:
+    """Each sample's pairs k times in a row, for a batch in which k regions are folded: (B, ...) -> (B k, ...)."""
+    return [(a.repeat_interleave(k, 0), b.repeat_interleave(k, 0)) for a, b in modulation]
