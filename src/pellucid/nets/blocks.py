@@ -12,7 +12,7 @@ from pellucid.types import Affine
 
 
 def groups_for(width: int, most: int = 32) -> int:
-    """How many groups GroupNorm takes: the largest divisor of `width` that leaves four channels or more in each."""
+    """Groups of a GroupNorm: `most` where that divides `width`, else fewer; four channels or more in each."""
     return math.gcd(width, min(most, max(1, width // 4)))
 
 
@@ -21,7 +21,10 @@ def conv3(c_in: int, c_out: int, *, padding_mode: str, stride: int = 1) -> nn.Co
 
 
 class ResBlock(nn.Module):
-    """norm, SiLU, conv, norm, modulation, SiLU, conv, with a residual (the block of Ho et al., 2020, and ADM)."""
+    """norm, SiLU, conv, norm, modulation, SiLU, conv, around a residual (Ho et al., 2020; ADM, appendix A).
+
+    The last convolution starts at zero, so that a new block is its residual path.
+    """
 
     def __init__(self, c_in: int, c_out: int, *, dropout: float = 0.0, padding_mode: str = "zeros") -> None:
         super().__init__()

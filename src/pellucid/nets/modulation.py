@@ -22,7 +22,7 @@ Modulation = Sequence[Affine]
 class VectorModulator(nn.Module):
     """A vector (B, D) -> L pairs of (B, C_i, 1, 1), one linear map for all blocks at once.
 
-    Starts as the identity where `zero` is set: a condition added to a trained network changes nothing at first.
+    With `zero` it starts as the identity: a condition added to a trained network changes nothing at first.
     """
 
     def __init__(self, widths: Sequence[int], dim: int, *, zero: bool = False) -> None:
@@ -63,5 +63,5 @@ class TimeModulator(nn.Module):
 
 
 def repeat(modulation: Modulation, k: int) -> list[Affine]:
-    """Each sample's pairs k times in a row, for a batch in which k regions are folded: (B, ...) -> (B k, ...)."""
+    """Each sample's pairs k times in a row, (B, ...) -> (B k, ...), for a batch with k regions folded in."""
     return [(a.repeat_interleave(k, 0), b.repeat_interleave(k, 0)) for a, b in modulation]

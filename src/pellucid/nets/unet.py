@@ -48,7 +48,10 @@ class UNetConfig:
                 f"blocks={self.blocks}, multipliers={self.multipliers}"
             )
         if any(not 0 <= s < len(self.multipliers) for s in self.attention):
-            raise ValueError(f"attention={self.attention} names a stage outside 0..{len(self.multipliers) - 1}")
+            raise ValueError(
+                f"attention={self.attention} names a stage that is not there; stages run from 0 to "
+                f"{len(self.multipliers) - 1}"
+            )
 
     @property
     def stage_widths(self) -> tuple[int, ...]:
@@ -143,7 +146,10 @@ class Middle(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The way up. `skip_extra` and `in_extra` are channels that the caller concatenates to each skip and to h."""
+    """The way up, to an output convolution that starts at zero unless `zero_tail` is off.
+
+    `skip_extra` and `in_extra` are channels that the caller concatenates to each skip and to h.
+    """
 
     def __init__(
         self,
