@@ -1,0 +1,131 @@
+"""Data sets by name: what `--data` takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pellucid.data.images import (
+    Dataset,
+    HubImages,
+    ImageFolder,
+    ParquetImages,
+    Split,
+    Squares,
+    WebShards,
+    prepare,
+)
+
+BUILT_IN = {
+    "scenes": "a procedural world of textured shapes, with every ground truth",
+    "emoji": "emoji over crops of photographs, with exact masks (fetched)",
+    "clipart": "drawings over crops of photographs, with exact masks (fetched)",
+    "fashion": "Fashion-MNIST: 70,000 grey pictures of clothing in ten classes (fetched)",
+    "photos": "crops of photographs (fetched)",
+}
+LENGTHS: dict[Split, int] = {"train": 50_000, "val": 2_000, "test": 5_000}
+"""Samples in each split of the data sets that are made as they are asked for."""
+
+_GARMENTS = (
+    "t-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
+
+
+def open_data(
+    spec: str,
+    *,
+    size: int,
+    channels: int = 3,
+    split: Split = "train",
+    seed: int = 0,
+    limit: int | None = None,
+) -> Dataset:
+    """Open a data set.
+
+    Args:
+        spec: a name of `BUILT_IN`; a folder; a parquet file, a tar shard, a folder or pattern (`*`) of
+            either; or `hf:NAME` for a data set of the Hugging Face hub (`hf:NAME:CONFIG`).
+        size: height and width, pixels.
+        channels: 3 for colour, 1 for grey.
+        split: "train", "val" or "test". A folder with sub-folders train, val, test keeps them; any other
+            is split 90 / 5 / 5 by a hash of each file's path.
+        seed: of the data sets that are made as they are asked for.
+        limit: at most this many samples.
+
+    Raises:
+        ValueError: nothing is there, it is not of a known kind, it is empty, or too many files are bad.
+    """
+    if split not in ("train", "val", "test"):
+        raise ValueError(f"split is {split!r}: use train, val or test")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}: at least 1, or None for all")
+    length = LENGTHS[split] if limit is None else min(limit, LENGTHS[split])
+    if spec == "scenes":
+        from pellucid.data.scenes import Scenes
+
+        return Scenes(size=size, length=length, seed=seed, split=split, channels=channels)
+    if spec in ("emoji", "clipart"):
+        from pellucid.data.composites import Composites, Kind
+
+        kind: Kind = "emoji" if spec == "emoji" else "clipart"
+        return Composites(kind=kind, size=size, split=split, length=length, seed=seed, channels=channels)
+    if spec == "photos":
+        return _photos(size, channels, split, limit)
+    if spec == "fashion":
+        return _fashion(size, channels, split, limit)
+    if spec.startswith("hf:"):
+        return HubImages(spec.removeprefix("hf:"), size, channels, split=split, limit=limit)
+    path = Path(spec).expanduser()
+    return _kind(path)(path, size, channels, split=split, limit=limit)
+
+
+def _kind(path: Path) -> type[ImageFolder | ParquetImages | WebShards]:
+    if path.is_dir():
+        suffixes = {p.suffix for p in path.iterdir() if p.is_file()}
+        if suffixes & {".parquet", ".tar"} and not any(p.is_dir() for p in path.iterdir()):
+            return ParquetImages if ".parquet" in suffixes else WebShards
+        return ImageFolder
+    if path.suffix == ".parquet":
+        return ParquetImages
+    if path.suffix == ".tar":
+        return WebShards
+    if path.exists():
+        raise ValueError(f"{path} is a single file: give a folder of images, a .parquet or a .tar file")
+    raise ValueError(
+        f"no data at {str(path)!r}: give a folder of images, a .parquet or .tar file, hf:NAME, "
+        f"or one of {', '.join(BUILT_IN)}"
+    )
+
+
+def _photos(size: int, channels: int, split: Split, limit: int | None) -> Dataset:
+    from pellucid.data.composites import Photographs
+
+    crops = Photographs(size=size, split=split)
+    pixels = np.asarray(crops.grounds)
+    pixels = _evenly(pixels, limit)
+    if channels == 1:
+        pixels = np.stack([prepare(Image.fromarray(p), size, 1) for p in pixels])
+    return Squares(pixels, fingerprint=f"{crops.fingerprint}-{channels}-{len(pixels)}")
+
+
+def _fashion(size: int, channels: int, split: Split, limit: int | None) -> Dataset:
+    """The publisher's test set; of its 60,000 training pictures the last 5,000 are `val`."""
+    from pellucid.data.fetch import get, read_idx
+
+    folder, part = get("fashion"), "t10k" if split == "test" else "train"
+    images = read_idx(folder / f"{part}-images-idx3-ubyte")
+    labels = read_idx(folder / f"{part}-labels-idx1-ubyte")
+    keep = {"train": slice(0, 55_000), "val": slice(55_000, None), "test": slice(None)}[split]
+    images, labels = _evenly(images[keep], limit), _evenly(labels[keep], limit)
+    pixels = np.stack([prepare(Image.fromarray(i), size, channels) for i in images])
+    fingerprint = f"fashion-{split}-{size}-{channels}-{len(pixels)}"
+    return Squares(pixels, fingerprint=fingerprint, labels=labels, class_names=_GARMENTS)
+
+
+def _evenly(array: np.ndarray, limit: int | None) -> np.ndarray:
+    """`limit` items spread over the whole, so that every photograph and class keeps its share."""
+    if limit is None or limit >= len(array):
+        return array
+    return array[np.arange(limit) * len(array) // limit]
