@@ -7,16 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pellucid.data.images import (
-    Dataset,
-    HubImages,
-    ImageFolder,
-    ParquetImages,
-    Split,
-    Squares,
-    WebShards,
-    prepare,
-)
+from pellucid.data.images import Dataset, Squares, StoredImages, prepare
+from pellucid.data.sources import FolderSource, HubSource, ParquetSource, Source, Split, TarSource
 
 BUILT_IN = {
     "scenes": "a procedural world of textured shapes, with every ground truth",
@@ -75,26 +67,27 @@ def open_data(
         return _photos(size, channels, split, limit)
     if spec == "fashion":
         return _fashion(size, channels, split, limit)
+    return StoredImages(open_source(spec), size, channels, split=split, limit=limit, name=spec)
+
+
+def open_source(spec: str) -> Source:
+    """The encoded images of a folder, `.parquet`, `.tar`, or `hf:NAME`. Raises ValueError as `open_data`."""
     if spec.startswith("hf:"):
-        return HubImages(spec.removeprefix("hf:"), size, channels, split=split, limit=limit)
+        return HubSource(spec.removeprefix("hf:"))
     path = Path(spec).expanduser()
-    return _kind(path)(path, size, channels, split=split, limit=limit)
-
-
-def _kind(path: Path) -> type[ImageFolder | ParquetImages | WebShards]:
     if path.is_dir():
         suffixes = {p.suffix for p in path.iterdir() if p.is_file()}
         if suffixes & {".parquet", ".tar"} and not any(p.is_dir() for p in path.iterdir()):
-            return ParquetImages if ".parquet" in suffixes else WebShards
-        return ImageFolder
+            return ParquetSource(path) if ".parquet" in suffixes else TarSource(path)
+        return FolderSource(path)
     if path.suffix == ".parquet":
-        return ParquetImages
+        return ParquetSource(path)
     if path.suffix == ".tar":
-        return WebShards
+        return TarSource(path)
     if path.exists():
         raise ValueError(f"{path} is a single file: give a folder of images, a .parquet or a .tar file")
     raise ValueError(
-        f"no data at {str(path)!r}: give a folder of images, a .parquet or .tar file, hf:NAME, "
+        f"no data at {spec!r}: give a folder of images, a .parquet or .tar file, hf:NAME, "
         f"or one of {', '.join(BUILT_IN)}"
     )
 

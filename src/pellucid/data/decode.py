@@ -85,6 +85,8 @@ class Header:
     frames: int
     rotated: bool
     """EXIF asks for a turn or a flip."""
+    turned: bool
+    """And for one that swaps width and height."""
     transparent: bool
 
 
@@ -92,13 +94,15 @@ def inspect(source: Encoded) -> Header:
     """Read an image's header. Raises `BadImage`."""
     try:
         with _open(source) as image:
+            orientation = _orientation(image)
             return Header(
                 format="JPEG" if image.format == "MPO" else str(image.format),
                 mode=image.mode,
                 width=image.width,
                 height=image.height,
                 frames=1 if image.format == "MPO" else int(getattr(image, "n_frames", 1)),
-                rotated=image.getexif().get(0x0112, 1) in range(2, 9),
+                rotated=orientation in range(2, 9),
+                turned=orientation in range(5, 9),
                 transparent=image.has_transparency_data,
             )
     except _DECODE_ERRORS as error:
@@ -203,6 +207,13 @@ def _open(source: Encoded) -> Image.Image:
         raise
     image._exclusive_fp = True  # so that closing the image closes our stream
     return image
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except _DECODE_ERRORS:
+        return 1
 
 
 def _upright(image: Image.Image) -> Image.Image:

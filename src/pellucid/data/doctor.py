@@ -1,0 +1,348 @@
+"""What is wrong with a collection of images, found before training starts."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pellucid.data.catalog import open_source
+from pellucid.data.decode import EXTENSIONS, BadImage, Encoded, Header, decode, decode_mask, inspect
+from pellucid.data.images import BAD_LIMIT
+from pellucid.data.sources import FolderSource, Source, splits
+
+SPLITS = ("train", "val", "test")
+_ALIKE_BITS = 4
+"""Two gradient hashes of 64 bits that differ in at most this many may be of one picture."""
+_ALIKE_LEVELS = 6.0
+"""And are, where their thumbnails differ by less than this on average, in levels of 0..255."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The findings of `examine`. Files are named by their path within the collection."""
+
+    path: str
+    size: int
+    images: int
+    """Image files found."""
+    usable: int
+    bad: list[tuple[str, str]]
+    """(file, reason)."""
+    formats: dict[str, int]
+    modes: dict[str, int]
+    """Pillow's names: RGB, RGBA, L, P, CMYK, I;16..."""
+    width: tuple[int, int, int] | None
+    """Smallest, median, largest, pixels."""
+    height: tuple[int, int, int] | None
+    tiny: list[str]
+    """Shorter than `size` on a side: they are enlarged."""
+    cropped: int
+    """More than half of the picture lies outside the centre square."""
+    rotated: int
+    """Turned upright by EXIF."""
+    transparent: int
+    animated: int
+    """Of which the first frame is used."""
+    mislabelled: list[tuple[str, str]]
+    """(file, what it really is)."""
+    duplicates: list[list[str]]
+    """Groups of files with equal contents."""
+    alike: list[list[str]]
+    """Groups of different files that look the same."""
+    leaks: int
+    """Groups of either kind whose members fall into different splits."""
+    classes: dict[str, int]
+    splits: dict[str, int]
+    masks: bool
+    regions: dict[int, int]
+    """For labelled segmentation: how many masks hold each region index."""
+    others: dict[str, int]
+    """Files that are no images, by extension."""
+    environment: list[str]
+    """Trouble with the installed packages."""
+    suggestions: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Training would start."""
+        return self.usable > 0 and len(self.bad) <= BAD_LIMIT * self.images
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        return {**asdict(self), "ok": self.ok}
+
+    def lines(self) -> list[str]:
+        """The report for a terminal: facts, then trouble, then what to do."""
+        out = [f"{self.path}: {self.images} images, {self.usable} usable at {self.size}x{self.size}"]
+        if self.width and self.height:
+            out.append("  width {} to {} (median {})".format(*(self.width[i] for i in (0, 2, 1))))
+            out.append("  height {} to {} (median {})".format(*(self.height[i] for i in (0, 2, 1))))
+        out.append(f"  formats {_counts(self.formats)}; modes {_counts(self.modes)}")
+        notes = (
+            (self.rotated, "turned upright by EXIF"),
+            (self.transparent, "transparent, composited on white"),
+            (self.animated, "animated, first frame used"),
+            (self.cropped, "lose more than half to the centre crop"),
+        )
+        out += [f"  {count} {text}" for count, text in notes if count]
+        if self.classes:
+            out.append(f"  classes {_counts(self.classes)}")
+        if self.masks:
+            out.append(f"  masks with regions {_counts({str(k): v for k, v in self.regions.items()})}")
+        out.append("  splits " + ", ".join(f"{name} {self.splits[name]}" for name in SPLITS))
+        if self.others:
+            out.append(f"  other files {_counts(self.others)}")
+        out += _listed("cannot be used", [f"{name}: {why}" for name, why in self.bad])
+        out += _listed("are not what their names say", [f"{n} is {what}" for n, what in self.mislabelled])
+        out += _listed(f"are smaller than {self.size} pixels", self.tiny)
+        out += _listed("groups are exact copies", [" = ".join(group) for group in self.duplicates])
+        out += _listed("groups look the same", [" ~ ".join(group) for group in self.alike])
+        out += [f"  {note}" for note in self.environment]
+        out += [f"-> {suggestion}" for suggestion in self.suggestions]
+        return out
+
+
+def examine(path: str | os.PathLike[str], size: int = 64) -> Report:
+    """Read every image of a folder, parquet file, tar shard or `hf:NAME`, as training would.
+
+    Raises ValueError where nothing is there to examine.
+    """
+    if size < 1:
+        raise ValueError(f"size is {size}: a number of pixels")
+    source = open_source(os.fspath(path))
+    records = source.records
+    found: list[_Finding] = []
+    encoded = source.read(records)
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        while chunk := list(islice(encoded, 256)):
+            found += pool.map(partial(_look, size=size, masked=source.has_masks), chunk)
+    names = [record.key for record in records]
+    good = [i for i, f in enumerate(found) if f.reason is None]
+    headers = {i: h for i in good if (h := found[i].header) is not None}
+
+    drawn = splits(records)
+    split = {i: drawn[i] for i in good}
+    copies = _copies([(i, found[i].digest) for i in good])
+    first = {i: group[0] for group in copies for i in group}  # exact copies count once among the alike
+    alike = _alike([i for i in good if first.get(i, i) == i], found)
+    leaks = sum(len({split[i] for i in group}) > 1 for group in copies + alike)
+    regions = Counter(r for i in good for r in found[i].regions)
+    classes = Counter(source.class_names[label] for i in good if (label := records[i].label) is not None)
+
+    report = Report(
+        path=os.fspath(path),
+        size=size,
+        images=len(records),
+        usable=len(good),
+        bad=[
+            *source.unreadable,
+            *((names[i], f.reason) for i, f in enumerate(found) if f.reason is not None),
+        ],
+        formats=_sorted(Counter(h.format for h in headers.values())),
+        modes=_sorted(Counter(h.mode for h in headers.values())),
+        width=_spread([h.width for h in headers.values()]),
+        height=_spread([h.height for h in headers.values()]),
+        tiny=[names[i] for i, h in headers.items() if min(h.width, h.height) < size],
+        cropped=sum(max(h.width, h.height) > 2 * min(h.width, h.height) for h in headers.values()),
+        rotated=sum(h.rotated for h in headers.values()),
+        transparent=sum(h.transparent for h in headers.values()),
+        animated=sum(h.frames > 1 for h in headers.values()),
+        mislabelled=[
+            (names[i], h.format)
+            for i, h in headers.items()
+            if EXTENSIONS.get(PurePosixPath(names[i]).suffix.lower(), h.format) != h.format
+        ],
+        duplicates=[[names[i] for i in group] for group in copies],
+        alike=[[names[i] for i in group] for group in alike],
+        leaks=leaks,
+        classes={name: classes[name] for name in source.class_names},
+        splits={name: sum(s == name for s in split.values()) for name in SPLITS},
+        masks=source.has_masks,
+        regions=dict(sorted(regions.items())),
+        others=_sorted(Counter(source.others)) if isinstance(source, FolderSource) else {},
+        environment=_environment(),
+    )
+    report.suggestions.extend(_suggestions(report, source))
+    return report
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    reason: str | None
+    header: Header | None = None
+    digest: bytes = b""
+    gradient: int = 0
+    """64-bit hash of which of each two neighbouring cells is brighter."""
+    thumbnail: np.ndarray | None = None
+    """(16, 16, 3) uint8; None where the picture is flat, and any two look alike."""
+    regions: tuple[int, ...] = ()
+
+
+def _look(encoded: tuple[Encoded, Encoded | None], *, size: int, masked: bool) -> _Finding:
+    source, mask = encoded
+    try:
+        header = inspect(source)
+        picture = decode(source, at_least=max(2 * size, 32))
+        regions: tuple[int, ...] = ()
+        if masked:
+            if mask is None:
+                raise BadImage("no mask of the same name")
+            labels = decode_mask(mask)
+            full = (header.height, header.width) if header.turned else (header.width, header.height)
+            if labels.size != full:
+                raise BadImage("image is {}x{} and mask {}x{}".format(*full, *labels.size))
+            regions = tuple(int(v) for v in np.unique(np.asarray(labels)))
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    except BadImage as error:
+        return _Finding(error.reason)
+    except OSError as error:
+        return _Finding(str(error.strerror or error).lower())
+    grey = np.asarray(picture.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
+    bits = np.packbits((np.diff(grey, axis=1) > 0).ravel())
+    thumbnail = np.asarray(picture.resize((16, 16), Image.Resampling.BOX))
+    return _Finding(
+        None,
+        header=header,
+        digest=hashlib.sha256(data).digest(),
+        gradient=int.from_bytes(bits.tobytes(), "big"),
+        thumbnail=thumbnail if grey.std() > 4 else None,
+        regions=regions,
+    )
+
+
+def _copies(digests: Sequence[tuple[int, bytes]]) -> list[list[int]]:
+    groups: dict[bytes, list[int]] = defaultdict(list)
+    for i, digest in digests:
+        groups[digest].append(i)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _alike(candidates: Sequence[int], found: Sequence[_Finding]) -> list[list[int]]:
+    """Groups of pictures that look like the first of their group.
+
+    Of 5 bands of a hash, two hashes that differ in at most 4 bits share one: only pictures with a
+    band in common are compared, and a picture that has found its group is not compared again.
+    """
+    shown = [i for i in candidates if found[i].thumbnail is not None]
+    first: dict[int, int] = {}
+    for band in range(_ALIKE_BITS + 1):
+        low, high = band * 64 // (_ALIKE_BITS + 1), (band + 1) * 64 // (_ALIKE_BITS + 1)
+        buckets: dict[int, list[int]] = defaultdict(list)
+        for i in shown:
+            buckets[found[i].gradient >> low & (1 << high - low) - 1].append(i)
+        for bucket in buckets.values():
+            for place, i in enumerate(bucket):
+                if i in first and first[i] != i:
+                    continue
+                for j in bucket[place + 1 :]:
+                    if (
+                        j not in first
+                        and (found[i].gradient ^ found[j].gradient).bit_count() <= _ALIKE_BITS
+                        and _difference(found[i], found[j]) < _ALIKE_LEVELS
+                    ):
+                        first[i] = first[j] = i
+    groups: dict[int, list[int]] = defaultdict(list)
+    for i in sorted(first):
+        groups[first[i]].append(i)
+    return list(groups.values())
+
+
+def _difference(a: _Finding, b: _Finding) -> float:
+    assert a.thumbnail is not None
+    assert b.thumbnail is not None
+    return float(np.abs(a.thumbnail.astype(np.int16) - b.thumbnail).mean())
+
+
+def _environment() -> list[str]:
+    """A torchvision that cannot be imported breaks other packages that try. Ours never does."""
+    if importlib.util.find_spec("torchvision") is None:
+        return []
+    probe = [sys.executable, "-c", "import torchvision"]
+    try:
+        done = subprocess.run(probe, capture_output=True, text=True, timeout=120, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    if done.returncode == 0:
+        return []
+    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    return [
+        f"torchvision is installed but cannot be imported ({last}). pellucid does not use it, but diffusers "
+        "and torchmetrics then fail too: pip uninstall torchvision, or install the build made for this torch"
+    ]
+
+
+def _suggestions(report: Report, source: Source) -> list[str]:
+    out = []
+    if report.bad and not report.ok:
+        out.append(
+            f"{len(report.bad)} bad files are over the {BAD_LIMIT:.0%} that training leaves out: "
+            "mend or remove them"
+        )
+    elif report.bad:
+        out.append("the bad files will be left out; remove them to be rid of the warning")
+    if not report.images:
+        out.append(f"no images found: looked for {', '.join(sorted(EXTENSIONS))}")
+    if unsupported := sum(report.others.get(s, 0) for s in (".heic", ".heif", ".avif", ".jxl")):
+        out.append(f"{unsupported} HEIC, AVIF or JPEG XL files are not read: convert them to JPEG or PNG")
+    if raw := sum(report.others.get(s, 0) for s in (".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf")):
+        out.append(f"{raw} camera raw files are not read: export them as JPEG or 16-bit PNG")
+    if report.usable and len(report.tiny) > 0.05 * report.usable and report.width and report.height:
+        fits = 1 << (min(report.width[1], report.height[1]).bit_length() - 1)
+        advice = f"; --size {fits} suits the median" if fits < report.size else "; leave them out"
+        out.append(
+            f"{len(report.tiny)} images are smaller than --size {report.size} and would be blurred{advice}"
+        )
+    if report.cropped > 0.1 * max(1, report.usable):
+        out.append("many pictures are far from square: crop them to their subjects first")
+    repeated = sum(len(group) - 1 for group in report.duplicates + report.alike)
+    if repeated:
+        leak = f"; {report.leaks} groups lie across splits, which flatters scores" if report.leaks else ""
+        out.append(f"{repeated} images repeat another: keep one of each{leak}")
+    if report.classes and min(report.classes.values()) * 10 < max(report.classes.values()):
+        least = min(report.classes, key=lambda name: report.classes[name])
+        out.append(f"classes are unequal: {least!r} has only {report.classes[least]} images")
+    if 0 < report.usable < 500:
+        out.append(
+            f"{report.usable} images are few: a generator will memorise them; 1,000 or more are better"
+        )
+    if report.usable and not all(report.splits[name] for name in SPLITS):
+        out.append("a split is empty: sub-folders train, val and test decide it for yourself")
+    if report.masks and set(report.regions) == {0}:
+        out.append("every mask is all ground: is 0 the background, and are objects 1, 2, ... or white?")
+    if report.ok and not out:
+        out.append("nothing stands in the way")
+    return out
+
+
+def _listed(what: str, items: Sequence[str], shown: int = 10) -> list[str]:
+    if not items:
+        return []
+    more = [f"    and {len(items) - shown} more"] if len(items) > shown else []
+    return [f"  {len(items)} {what}:", *(f"    {item}" for item in items[:shown]), *more]
+
+
+def _sorted(counts: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _counts(counts: dict[str, int], shown: int = 12) -> str:
+    items = [f"{name or 'no extension'} {count}" for name, count in list(counts.items())[:shown]]
+    return ", ".join(items) + (f" and {len(counts) - shown} more" if len(counts) > shown else "")
+
+
+def _spread(values: Sequence[int]) -> tuple[int, int, int] | None:
+    return (min(values), int(np.median(values)), max(values)) if values else None
