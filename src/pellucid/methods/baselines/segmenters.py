@@ -46,7 +46,7 @@ def colour_position_kmeans(
     k: int,
     rng: torch.Generator,
     *,
-    position_weight: float = 0.5,
+    position_weight: float = 0.25,
     order: Rule = "border",
 ) -> Tensor:
     """k-means of each image's pixels by colour and place.
@@ -99,7 +99,7 @@ def feature_kmeans(
     return _masks(rank[labels].view(b, h, w), k)
 
 
-def border_rule(images: Tensor, rng: torch.Generator, *, k: int = 3, position_weight: float = 0.5) -> Tensor:
+def border_rule(images: Tensor, rng: torch.Generator, *, k: int = 3, position_weight: float = 0.25) -> Tensor:
     """Ground is whatever reaches the border: k-means by colour and place, then two regions.
 
     A cluster is ground where it holds a larger share of the border's pixels than of all pixels.
