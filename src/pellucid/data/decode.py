@@ -81,12 +81,11 @@ class Header:
     format: str
     mode: str
     width: int
+    """Once upright, as is the height."""
     height: int
     frames: int
     rotated: bool
     """EXIF asks for a turn or a flip."""
-    turned: bool
-    """And for one that swaps width and height."""
     transparent: bool
 
 
@@ -94,15 +93,18 @@ def inspect(source: Encoded) -> Header:
     """Read an image's header. Raises `BadImage`."""
     try:
         with _open(source) as image:
-            orientation = _orientation(image)
+            orientation, (width, height) = _orientation(image), image.size
+            if image.format == "TIFF":  # whose size Pillow may already have turned
+                width, height = image.tag_v2[256], image.tag_v2[257]  # type: ignore[attr-defined]
+            if orientation in range(5, 9):
+                width, height = height, width
             return Header(
                 format="JPEG" if image.format == "MPO" else str(image.format),
                 mode=image.mode,
-                width=image.width,
-                height=image.height,
+                width=width,
+                height=height,
                 frames=1 if image.format == "MPO" else int(getattr(image, "n_frames", 1)),
                 rotated=orientation in range(2, 9),
-                turned=orientation in range(5, 9),
                 transparent=image.has_transparency_data,
             )
     except _DECODE_ERRORS as error:

@@ -202,9 +202,10 @@ def _look(encoded: tuple[Encoded, Encoded | None], *, size: int, masked: bool) -
             if mask is None:
                 raise BadImage("no mask of the same name")
             labels = decode_mask(mask)
-            full = (header.height, header.width) if header.turned else (header.width, header.height)
-            if labels.size != full:
-                raise BadImage("image is {}x{} and mask {}x{}".format(*full, *labels.size))
+            if labels.size != (header.width, header.height):
+                raise BadImage(
+                    f"image is {header.width}x{header.height} and mask {labels.width}x{labels.height}"
+                )
             regions = tuple(int(v) for v in np.unique(np.asarray(labels)))
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
     except BadImage as error:

@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -256,6 +257,8 @@ class StoredImages(Squares):
         self, records: Sequence[Record], place: Path, shapes: dict[str, tuple[int, ...]], nbytes: int
     ) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
+        if place.exists():  # damaged, or it would have been loaded
+            shutil.rmtree(place)
         for stale in place.parent.glob("*.part-*"):  # left by runs that were killed
             if time.time() - stale.stat().st_mtime > 86_400:
                 shutil.rmtree(stale, ignore_errors=True)
@@ -274,12 +277,8 @@ class StoredImages(Squares):
             for array in arrays.values():
                 array.flush()
             (part / "bad.json").write_text(json.dumps(bad))
-            try:
+            with suppress(OSError):  # another process was first, with the same squares
                 part.rename(place)
-            except OSError:
-                if not (place / "bad.json").exists():  # else another process was first, with the same squares
-                    shutil.rmtree(place, ignore_errors=True)
-                    part.rename(place)
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
