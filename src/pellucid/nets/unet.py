@@ -14,10 +14,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pellucid.nets.attention import SelfAttention
-from pellucid.nets.blocks import Down, ResBlock, Up, conv3, groups_for
+from pellucid.nets.blocks import Down, ResBlock, Up, conv3, groups_for, norm_silu
 from pellucid.nets.modulation import Modulation
 
 
@@ -194,7 +193,7 @@ class Decoder(nn.Module):
                 i += 1
             if s < len(self.ups):
                 h = self.ups[s](h)
-        return F.silu(self.norm(h))
+        return norm_silu(self.norm, h)
 
     def forward(self, h: Tensor, skips: Sequence[Tensor], *mods: Modulation) -> Tensor:
         """h and skips as the Encoder gave them -> (B, out_channels, H, W)."""
