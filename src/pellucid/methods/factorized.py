@@ -194,9 +194,10 @@ class Factors:
     code_parts: Tensor | None = None
     """`hybrid` alone: what the small painter says, which teaches the masks."""
 
-    def combine(self, parts: Tensor) -> Tensor:
-        """sum_k m_k part_k (eq. 2.7)."""
-        return (self.masks[:, :, None] * parts).sum(1)
+    def combine(self, parts: Tensor, *, teach_masks: bool = True) -> Tensor:
+        """sum_k m_k part_k (eq. 2.7); without `teach_masks` no gradient reaches the masks."""
+        masks = self.masks if teach_masks else self.masks.detach()
+        return (masks[:, :, None] * parts).sum(1)
 
 
 class Level(nn.Module):
@@ -327,7 +328,7 @@ class Factorized(DenoisingMethod):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """eps (B, C, H, W), the masks of the finest level, and the small painter's eps where it is asked for."""
         f = self.level(x, t, label, teach=teach)
-        eps = f.combine(f.parts)
+        eps = f.combine(f.parts, teach_masks=self.config.form != "hybrid")
         teacher = None if f.code_parts is None or self.config.form == "code" else f.combine(f.code_parts)
         if self.fine is None:
             return eps, f.masks, teacher

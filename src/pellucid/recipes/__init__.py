@@ -1,0 +1,107 @@
+"""What can be trained, at four scales: the table of contents.
+
+A recipe is a method with its numbers, its data and how long it is trained:
+
+    tiny    seconds, for tests            cpu    minutes on two cores
+    gpu     minutes to hours on one GPU   paper  the paper's own numbers
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from pellucid.config import from_json, to_json
+from pellucid.methods.base import Method
+from pellucid.methods.registry import METHODS
+from pellucid.train.trainer import TrainConfig
+
+Scale = Literal["tiny", "cpu", "gpu", "paper"]
+SCALES: tuple[Scale, ...] = ("tiny", "cpu", "gpu", "paper")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """Where the pictures come from, and what training sees of them."""
+
+    spec: str
+    """A name (scenes, emoji, clipart, fashion, photos), a folder, a parquet or tar file, or hf:NAME."""
+    size: int
+    channels: int = 3
+    class_names: tuple[str, ...] = ()
+    """The classes, where the recipe conditions on them."""
+    limit: int | None = None
+    """At most so many pictures."""
+    flip: bool = True
+    """Mirror every other picture, drawn anew in each epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    method: str
+    scale: Scale
+    config: Any
+    """The method's own config."""
+    data: DataSpec
+    train: TrainConfig
+
+
+Maker = Callable[[Scale, DataSpec], tuple[str, Any, TrainConfig]]
+
+
+def recipes() -> Mapping[str, Maker]:
+    """Every recipe by name."""
+    from pellucid.recipes import factorized
+
+    return factorized.RECIPES
+
+
+def recipe(name: str, scale: Scale, data: DataSpec, **train: Any) -> Recipe:
+    """A recipe at a scale on some data; `train` overrides fields of its TrainConfig.
+
+    Raises ValueError where the name or the scale is unknown.
+    """
+    known = recipes()
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"no recipe named {name!r}; there are {', '.join(known)}.{hint}")
+    if scale not in SCALES:
+        raise ValueError(f"scale is {scale!r}; it is one of {', '.join(SCALES)}")
+    method, config, training = known[name](scale, data)
+    return Recipe(method=method, scale=scale, config=config, data=data, train=replace(training, **train))
+
+
+def build(made: Recipe) -> Method:
+    """The method of a recipe, with fresh weights drawn from its seed."""
+    import torch
+
+    config_class, method_class = METHODS[made.method]
+    assert isinstance(made.config, config_class)
+    with torch.random.fork_rng(devices=[]):  # layers draw from the global generator; leave it as it was
+        torch.manual_seed(made.train.seed)
+        return method_class(made.config)
+
+
+def recipe_to_json(made: Recipe) -> dict[str, Any]:
+    return to_json(made)
+
+
+def recipe_from_json(data: Mapping[str, Any], where: str = "config") -> Recipe:
+    """The inverse of `recipe_to_json`, strict: an unknown or missing key is a ValueError."""
+    fields = {"method", "scale", "config", "data", "train"}
+    if set(data) != fields:
+        raise ValueError(f"{where}: expected the keys {sorted(fields)}, got {sorted(data)}")
+    if data["method"] not in METHODS:
+        raise ValueError(f"{where}.method is {data['method']!r}; this version knows {', '.join(METHODS)}")
+    if data["scale"] not in SCALES:
+        raise ValueError(f"{where}.scale is {data['scale']!r}; it is one of {', '.join(SCALES)}")
+    return Recipe(
+        method=data["method"],
+        scale=data["scale"],
+        config=from_json(METHODS[data["method"]][0], data["config"], f"{where}.config"),
+        data=from_json(DataSpec, data["data"], f"{where}.data"),
+        train=from_json(TrainConfig, data["train"], f"{where}.train"),
+    )

@@ -1,0 +1,67 @@
+"""The papers' tables, made again: ours and the baselines on the same data, budget and seeds, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pellucid.recipes import Scale
+    from pellucid.reproduce.harness import Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    module: str
+    """Below this package; it has `run(setting) -> Report`."""
+    about: str
+    data: tuple[str, ...]
+    """What it runs on unless told otherwise."""
+
+    def run(
+        self,
+        *,
+        scale: Scale,
+        seeds: int,
+        out: Path,
+        data: tuple[str, ...] = (),
+        size: int | None = None,
+        steps: int | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> Report:
+        """Train what has to be trained, score, and write NAME.json, NAME.txt and pictures into `out`.
+
+        Raises ValueError where `seeds` is below 1 or a data set cannot be opened.
+        """
+        from importlib import import_module
+
+        from pellucid.reproduce.harness import Setting
+
+        if seeds < 1:
+            raise ValueError(f"seeds is {seeds}; a table needs one at least, and three to show a spread")
+        setting = Setting(
+            scale=scale,
+            seeds=tuple(range(seeds)),
+            out=out,
+            data=data or self.data,
+            say=say,
+            size=size or {"tiny": 16, "cpu": 32, "gpu": 64, "paper": 64}[scale],
+            steps=steps,
+        )
+        report: Report = import_module(f"pellucid.reproduce.{self.module}").run(setting)
+        report.write(out)
+        return report
+
+
+TABLES: dict[str, Table] = {
+    "factorized-segment": Table(
+        module="segment", about="segmentation against label-free baselines", data=("emoji", "scenes")
+    ),
+    "factorized-generate": Table(
+        module="generate", about="images and masks against the DDPM", data=("emoji", "scenes")
+    ),
+    "factorized-ablation": Table(module="ablation", about="how masks meet the decoder", data=("emoji",)),
+    "factorized-hierarchy": Table(module="hierarchy", about="two levels of regions", data=("scenes",)),
+}

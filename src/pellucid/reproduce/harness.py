@@ -1,0 +1,179 @@
+"""What every table needs: training under a budget, scoring, spread over seeds, and a page to read."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pellucid.config import fingerprint
+from pellucid.data.catalog import open_data
+from pellucid.data.images import Dataset
+from pellucid.methods.base import Method
+from pellucid.metrics.segmentation import choose_assignment, oracle_assignment, score, smallest_share
+from pellucid.recipes import DataSpec, Recipe, Scale, build, recipe, recipe_to_json
+from pellucid.train.checkpoint import load_weights
+from pellucid.train.trainer import train
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What one run of a table is asked to do."""
+
+    scale: Scale
+    seeds: tuple[int, ...]
+    data: tuple[str, ...]
+    out: Path
+    say: Say
+    size: int = 32
+    steps: int | None = None
+    """Overrides the recipe's number of steps, for all methods alike."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    key: str
+    title: str
+    better: str = "higher"
+
+
+@dataclass(kw_only=True)
+class Report:
+    """A table: rows of figures, each a list over seeds; and what the paper printed in the same place."""
+
+    name: str
+    title: str
+    columns: Sequence[Column]
+    rows: dict[tuple[str, str], dict[str, list[float]]] = field(default_factory=dict)
+    """(data, row) -> key -> one figure a seed."""
+    paper: dict[str, dict[str, str]] = field(default_factory=dict)
+    """row -> key -> the paper's figure, with the data it is for."""
+    notes: list[str] = field(default_factory=list)
+    pictures: list[str] = field(default_factory=list)
+    conditions: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, data: str, row: str, figures: dict[str, float]) -> None:
+        cells = self.rows.setdefault((data, row), {})
+        for key, value in figures.items():
+            cells.setdefault(key, []).append(float(value))
+
+    def mean(self, data: str, row: str, key: str) -> float:
+        return statistics.fmean(self.rows[data, row][key])
+
+    def lines(self) -> list[str]:
+        """The table as text: mean and, over several seeds, standard deviation."""
+        out = [self.title, ""]
+        for data in dict.fromkeys(d for d, _ in self.rows):
+            table = [["" if data == "" else f"on {data}", *(c.title for c in self.columns), "paper"]]
+            for (d, row), cells in self.rows.items():
+                if d != data:
+                    continue
+                printed = [_cell(cells.get(c.key, [])) for c in self.columns]
+                theirs = ", ".join(f"{k} {v}" for k, v in self.paper.get(row, {}).items())
+                table.append([row, *printed, theirs])
+            widths = [max(len(r[i]) for r in table) for i in range(len(table[0]))]
+            for i, r in enumerate(table):
+                out.append("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip())
+                if i == 0:
+                    out.append("  ".join("-" * w for w in widths))
+            out.append("")
+        return out + self.notes
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "title": self.title,
+            "conditions": self.conditions,
+            "rows": [{"data": d, "row": r, "figures": cells} for (d, r), cells in self.rows.items()],
+            "paper": self.paper,
+            "notes": self.notes,
+            "pictures": self.pictures,
+        }
+
+    def write(self, out: Path) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"{self.name}.json").write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        (out / f"{self.name}.txt").write_text("\n".join(self.lines()) + "\n")
+
+
+def _cell(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    mean = statistics.fmean(values)
+    digits = 3 if abs(mean) < 10 else 1
+    spread = f" ±{statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean:.{digits}f}{spread}"
+
+
+def data_for(setting: Setting, spec: str, split: str, limit: int | None = None) -> Dataset:
+    return open_data(spec, size=setting.size, split=split, limit=limit)  # type: ignore[arg-type]
+
+
+def trained(setting: Setting, name: str, spec: str, seed: int, **train_options: Any) -> tuple[Method, Recipe]:
+    """The method of a recipe, trained on the train split of `spec`; one already trained alike is used again.
+
+    Returns the method with its averaged (EMA) weights, in evaluation mode.
+    """
+    data = data_for(setting, spec, "train")
+    if setting.steps is not None:
+        train_options.setdefault("steps", setting.steps)
+    made = recipe(
+        name,
+        setting.scale,
+        DataSpec(spec=spec, size=setting.size, channels=data.shape[0], class_names=data.class_names),
+        seed=seed,
+        **train_options,
+    )
+    # the key holds everything that decides the weights, so that a run is never taken for another
+    key = fingerprint(made)[:10]
+    run = setting.out / "runs" / f"{name}-{spec.replace('/', '_').strip('_')}-{seed}-{key}"
+    method = build(made)
+    start = time.perf_counter()
+    result = train(method, data, made.train, run, meta=recipe_to_json(made))
+    took = time.perf_counter() - start
+    setting.say(f"  {name} on {spec}, seed {seed}: {made.train.steps} steps, {took:.0f} s in this run ({result})")
+    method.load_state_dict(load_weights(run, ema=True))
+    return method.eval(), made
+
+
+def batches(data: Dataset, limit: int, size: int = 100) -> Iterable[Any]:
+    for start in range(0, min(limit, len(data)), size):
+        yield data.batch(np.arange(start, min(start + size, limit, len(data))))
+
+
+def read_masks(method: Method, data: Dataset, limit: int, *, seed: int = 0) -> Tensor:
+    """Soft masks (N, K, H, W) that a method reads in the first pictures of a data set."""
+    rng = torch.Generator().manual_seed(seed)
+    return torch.cat([method.read(b.x0, rng)["masks"] for b in batches(data, limit)])
+
+
+def truth_of(data: Dataset, limit: int) -> Tensor:
+    """(N, H, W) bool: where an object is."""
+    return torch.cat([b.masks > 0 for b in batches(data, limit)])
+
+
+def images_of(data: Dataset, limit: int) -> Tensor:
+    return torch.cat([b.x0 for b in batches(data, limit)])
+
+
+def both_protocols(
+    val: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], k: int | None = None
+) -> dict[str, float]:
+    """(regions, truth) of validation and test -> every figure of both assignment protocols.
+
+    The data set's one assignment is chosen on validation pictures and scored on test pictures; the
+    oracle chooses for each test picture with its truth in hand.
+    """
+    fixed = choose_assignment(*val, k)
+    figures = score(*test, fixed, k).summary() | score(*test, oracle_assignment(*test, k), k).summary()
+    return figures | {"smallest_region": smallest_share(test[0], k)}

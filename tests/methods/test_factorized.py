@@ -1,0 +1,242 @@
+"""The identities that the construction of factorized diffusion implies."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pellucid.methods.baselines.ddpm import DDPM, DDPMConfig
+from pellucid.methods.factorized import (
+    CodePainter,
+    Factorized,
+    FactorizedConfig,
+    Form,
+    SharedPainter,
+    masked,
+    region_codes,
+)
+from pellucid.nets.unet import UNetConfig
+from pellucid.types import Batch
+
+UNET = UNetConfig(base=8, multipliers=(1, 2), blocks=1)
+FORMS: tuple[Form, ...] = ("shared", "unshared", "concat", "masked_mid", "code", "hybrid")
+
+
+def make(seed: int = 0, **options) -> Factorized:
+    """A small model whose zero-initialised layers are woken up, so that it does something."""
+    torch.manual_seed(seed)
+    method = Factorized(FactorizedConfig(size=16, unet=UNET, **options))
+    for parameter in method.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    return method.eval()
+
+
+def noisy(n: int = 3, size: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = torch.Generator().manual_seed(1)
+    return torch.randn(n, 3, size, size, generator=rng), torch.rand(n, generator=rng)
+
+
+def test_one_region_is_a_ddpm():
+    method = make(form="shared", regions=1)
+    ddpm = DDPM(DDPMConfig(size=16, unet=UNET)).eval()
+    level = method.level
+    assert isinstance(level.painter, SharedPainter)
+    ddpm.unet.encoder.load_state_dict(level.encoder.state_dict())
+    ddpm.unet.middle.load_state_dict(level.middle.state_dict())
+    ddpm.unet.decoder.load_state_dict(level.painter.decoder.state_dict())
+    ddpm.time.embed.load_state_dict(level.time.embed.state_dict())
+    # the factorized modulator also serves the mask generator: drop those rows
+    rows = 2 * sum(level.encoder.widths + level.middle.widths)
+    end = rows + 2 * sum(level.masker.widths)
+    for name in ("weight", "bias"):
+        whole = getattr(level.time.to_affine.project, name).data
+        getattr(ddpm.time.to_affine.project, name).data = torch.cat([whole[:rows], whole[end:]])
+    x, t = noisy()
+    assert torch.equal(method.predict(x, t).eps, ddpm.predict(x, t).eps)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_masks_are_a_partition(form):
+    found = make(form=form).predict(*noisy())
+    torch.testing.assert_close(found.masks.sum(1), torch.ones(3, 16, 16))
+    assert found.masks.min() >= 0
+
+
+def test_masks_stay_a_partition_at_every_resolution():
+    masks = torch.rand(2, 3, 16, 16).softmax(1)
+    for side in (16, 8, 4, 1):
+        ones = torch.ones(2, 5, side, side)
+        total = masked(ones, masks).unflatten(0, (2, 3)).sum(1)
+        torch.testing.assert_close(total, ones)
+
+
+@pytest.mark.parametrize("form", ["shared", "masked_mid", "code", "hybrid"])
+def test_the_order_of_regions_changes_nothing_but_the_order(form):
+    method = make(form=form)
+    x, t = noisy()
+    before = method.predict(x, t)
+    order = [2, 0, 1]
+    tail = method.level.masker.tail
+    tail.weight.data, tail.bias.data = tail.weight.data[order], tail.bias.data[order]
+    after = method.predict(x, t)
+    torch.testing.assert_close(after.masks, before.masks[:, order])
+    torch.testing.assert_close(after.eps, before.eps, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mask_skips", [True, False])
+def test_folded_and_looped_regions_agree(mask_skips):
+    method = make(form="shared" if mask_skips else "masked_mid")
+    x, t = noisy()
+    masks, h, skips, _, mod = method.level.find(x, t, None)
+    painter = method.level.painter
+    folded = painter(x, h, skips, masks, mod)
+    for k in range(3):
+        own = masks[:, k : k + 1]
+        if mask_skips:
+            alone = painter.decoder(h, [masked(s, own) for s in skips], mod)
+        else:
+            alone = painter.decoder(masked(h, own), skips, mod)
+        torch.testing.assert_close(folded[:, k], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_a_region_code_is_the_mean_under_its_mask():
+    features = torch.randn(1, 4, 8, 8)
+    masks = torch.zeros(1, 2, 8, 8)
+    masks[:, 0, :2] = 1  # 16 pixels; the second region is empty
+    codes = region_codes(features, masks)
+    torch.testing.assert_close(codes[0, 0], features[0, :, :2].sum((1, 2)) / 17)
+    assert not codes[0, 1].any()
+
+
+def test_the_code_painter_sees_only_its_neighbourhood():
+    torch.manual_seed(0)
+    config = FactorizedConfig(size=16, unet=UNET, form="code", code_layers=3)
+    painter = CodePainter(config)
+    nn.init.normal_(painter.tail.weight)
+    x = torch.randn(1, 3, 16, 16, requires_grad=True)
+    out = painter(x, torch.tensor([0.3]), torch.randn(1, 2, config.code_dim))
+    (grad,) = torch.autograd.grad(out[0, 0, :, 8, 8].sum(), x)
+    touched = grad[0].abs().sum(0) > 0
+    ys, xs = touched.nonzero(as_tuple=True)
+    assert (ys.min(), ys.max(), xs.min(), xs.max()) == (5, 11, 5, 11)  # 7 pixels across: 2 * 3 + 1
+
+
+def test_hybrid_masks_learn_from_the_codes_alone():
+    method = make(form="hybrid")
+    x, t = noisy()
+    eps, _, teacher = method.factor(x, t, None, teach=True)
+    tail = method.level.masker.tail.weight
+    (from_image,) = torch.autograd.grad(eps.square().mean(), tail, retain_graph=True, allow_unused=True)
+    (from_codes,) = torch.autograd.grad(teacher.square().mean(), tail)
+    assert from_image is None
+    assert from_codes.abs().max() > 0
+
+
+def test_two_levels_nest():
+    method = make(form="shared", subregions=2)
+    out = method.read(torch.rand(2, 3, 16, 16) * 2 - 1, torch.Generator().manual_seed(0))
+    assert out["fine_masks"].shape == (2, 6, 16, 16)
+    torch.testing.assert_close(out["fine_masks"].unflatten(1, (3, 2)).sum(2), out["masks"])
+    torch.testing.assert_close(out["masks"].sum(1), torch.ones(2, 16, 16))
+
+
+def test_two_levels_follow_their_equation():
+    """eps = sum_i m0_i (h0_i + sum_j h1_ij m1_ij) / 2, one branch at a time (section 2.5.1)."""
+    method = make(form="shared", subregions=2)
+    x, t = noisy()
+    first = method.level(x, t)
+    expected = torch.zeros_like(x)
+    for i in range(3):
+        own = first.masks[:, i : i + 1]
+        second = method.fine(x * own, t)
+        inner = (second.masks[:, :, None] * second.parts).sum(1)
+        expected += own * (first.parts[:, i] + inner) / 2
+    torch.testing.assert_close(method.predict(x, t).eps, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_reading_runs_no_painter_and_agrees_with_predicting():
+    method = make(form="hybrid")
+    x = torch.rand(2, 3, 16, 16) * 2 - 1
+    called = []
+    method.level.painter.register_forward_hook(lambda *_: called.append(1))
+    read = method.read(x, torch.Generator().manual_seed(3))["masks"]
+    assert not called
+    x_t, t = method.noised(x, 0.03, torch.Generator().manual_seed(3))
+    torch.testing.assert_close(read, method.predict(x_t, t).masks)
+
+
+def test_reading_takes_other_sizes():
+    out = make().read(torch.zeros(1, 3, 32, 24), torch.Generator().manual_seed(0))
+    assert out["masks"].shape == (1, 3, 32, 24)
+
+
+def test_region_swap_keeps_the_rest_exactly():
+    method = make(form="shared")
+    image = torch.rand(1, 3, 16, 16) * 2 - 1
+    rng = torch.Generator().manual_seed(5)
+    sample = method.sample(2, rng, image=image, regions=(1,), num_steps=4)
+    again = torch.Generator().manual_seed(5)
+    method.noise((2, 3, 16, 16), again)
+    changed = method.regions_of(image.expand(2, -1, -1, -1), again, (1,)).bool().expand(-1, 3, -1, -1)
+    assert 0 < changed.float().mean() < 1
+    kept = image.expand(2, -1, -1, -1)
+    torch.testing.assert_close(sample.images[~changed], kept[~changed])
+    assert (sample.images - kept)[changed].abs().max() > 0.05
+
+
+def test_blending_a_picture_with_itself_changes_nothing():
+    method = make(form="shared")
+    image = torch.rand(1, 3, 16, 16) * 2 - 1
+    one = method.sample(1, torch.Generator().manual_seed(0), image=image, num_steps=3)
+    two = method.sample(
+        1, torch.Generator().manual_seed(0), image=image, blend_with=image, blend=0.7, num_steps=3
+    )
+    torch.testing.assert_close(one.images, two.images)
+
+
+def test_classes_condition_and_can_be_hidden():
+    method = make(form="code", class_names=("a", "b"))
+    x, t = noisy()
+    a, b = (method.predict(x, t, torch.full((3,), c)).eps for c in (0, 1))
+    assert not torch.equal(a, b)
+    assert torch.equal(method.predict(x, t, torch.full((3,), 2)).eps, method.predict(x, t).eps)
+    hidden = method.hidden_labels(torch.zeros(2000, dtype=torch.long), torch.Generator().manual_seed(0))
+    assert 0.07 < (hidden == 2).float().mean() < 0.13
+
+
+def test_a_conditional_model_says_when_data_has_no_classes():
+    method = make(class_names=("a", "b"))
+    losses = method.stages()[0].losses(Batch(x0=torch.zeros(2, 3, 16, 16)), torch.Generator())
+    with pytest.raises(ValueError, match="no classes"):
+        next(losses)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"regions": 0}, "regions is 0"),
+        ({"size": 15}, "multiple of 2"),
+        ({"form": "hybrid", "subregions": 2}, "two levels"),
+    ],
+)
+def test_impossible_configs_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        FactorizedConfig(unet=UNET, **{"size": 16} | options)
+
+
+@pytest.mark.parametrize(
+    ("controls", "message"),
+    [
+        ({"num_stepz": 3}, "did you mean 'num_steps'|Did you mean 'num_steps'"),
+        ({"num_steps": 0}, "num_steps is 0"),
+        ({"regions": (1,)}, "give `image` as well"),
+        ({"image": torch.zeros(1, 3, 8, 8)}, "picture is"),
+        ({"image": torch.zeros(1, 3, 16, 16), "regions": (3,)}, "regions are numbers from 0 to 2"),
+        ({"sampler": "euler"}, "one of ddim"),
+    ],
+)
+def test_mistaken_controls_are_named(controls, message):
+    with pytest.raises(ValueError, match=message):
+        make().sample(1, torch.Generator().manual_seed(0), **controls)
