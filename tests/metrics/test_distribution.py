@@ -142,7 +142,7 @@ def test_features_are_the_same_in_any_batches() -> None:
 def coloured(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     g = gen(seed)
     labels = torch.randint(0, 3, (n,), generator=g)
-    images = 0.5 * torch.randn(n, 3, 8, 8, generator=g)
+    images = 0.5 * torch.randn(n, 3, 12, 12, generator=g)
     images[torch.arange(n), labels] += 0.6
     return images.clamp(-1, 1), labels
 
@@ -150,7 +150,7 @@ def coloured(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_local_features_learn_and_repeat_and_leave_the_global_state_alone() -> None:
     images, labels = coloured(300, 0)
     state = torch.get_rng_state()
-    train = lambda seed: train_local(images, labels, trained_on="colours", seed=seed, steps=40, batch_size=32)  # noqa: E731
+    train = lambda seed: train_local(images, labels, trained_on="colours", seed=seed, steps=20, batch_size=16)  # noqa: E731
     one, again, other = train(0), train(0), train(1)
     assert torch.equal(state, torch.get_rng_state())
     x, _ = coloured(40, 1)
