@@ -1,0 +1,68 @@
+"""Pictures of tensors: grids, overlays of regions, and PNGs that carry what made them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+PALETTE = (
+    (230, 75, 53), (77, 187, 213), (0, 160, 135), (60, 84, 136), (243, 155, 127), (132, 145, 180),
+    (145, 209, 194), (220, 0, 0), (126, 97, 72), (176, 156, 133), (255, 205, 86), (90, 24, 154),
+)  # fmt: skip
+"""One colour a region, told apart also in grey; more regions begin again."""
+
+
+def colours(k: int) -> np.ndarray:
+    """(k, 3) uint8."""
+    return np.array([PALETTE[i % len(PALETTE)] for i in range(k)], np.uint8)
+
+
+def grid(images: Tensor, *, columns: int = 8, gap: int = 1) -> Image.Image:
+    """(N, C, H, W) in [-1, 1] -> one picture, row by row, on white."""
+    if images.ndim != 4 or not len(images):
+        raise ValueError(f"a grid takes (N, C, H, W) images, one or more; got {tuple(images.shape)}")
+    n, _, h, w = images.shape
+    pixels = images.detach().float().cpu().add(1).mul(127.5).round().clamp(0, 255).byte()
+    pixels = pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+    rows = -(-n // columns)
+    sheet = np.full((rows * (h + gap) + gap, min(n, columns) * (w + gap) + gap, 3), 255, np.uint8)
+    for i in range(n):
+        y, x = gap + i // columns * (h + gap), gap + i % columns * (w + gap)
+        sheet[y : y + h, x : x + w] = pixels[i]
+    picture = Image.fromarray(sheet)
+    zoom = max(1, 64 // h)  # small images are shown large, in whole pixels
+    return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
+
+
+def overlay(images: Tensor, labels: Tensor, *, strength: float = 0.6) -> Tensor:
+    """Images (N, C, H, W) in [-1, 1] with each region (N, H, W) tinted in its colour -> (N, 3, H, W)."""
+    table = torch.from_numpy(colours(int(labels.max()) + 1)).float().div(127.5).sub(1).to(images.device)
+    tint = table[labels.long()].permute(0, 3, 1, 2)
+    grey = images.float().mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    return torch.lerp(grey, tint, strength)
+
+
+def indexed(labels: np.ndarray) -> Image.Image:
+    """(H, W) region numbers -> a palette PNG whose pixel values are the numbers."""
+    picture = Image.fromarray(labels.astype(np.uint8), "P")
+    picture.putpalette(colours(256).flatten().tolist())
+    return picture
+
+
+def save_png(path: Path, picture: Image.Image, made_by: Mapping[str, Any]) -> None:
+    """Write a PNG whose `pellucid` text chunk is `made_by` as JSON; complete or not there at all."""
+    info = PngInfo()
+    info.add_itxt("pellucid", json.dumps(dict(made_by), default=str))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    picture.save(part, "PNG", pnginfo=info)
+    os.replace(part, path)
