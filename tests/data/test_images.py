@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -22,7 +22,7 @@ from pellucid.data import decode as decode_module
 from pellucid.data import images as images_module
 from pellucid.data.decode import BadImage, decode, decode_mask, inspect, prepare
 from pellucid.data.images import ImageFolder, to_uint8, to_unit
-from pellucid.data.sources import Record, choose, split_of, splits
+from pellucid.data.sources import Record, of_split, split_of, splits
 
 RED, GREEN, BLUE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128)
 CORNERS = np.array([[RED, GREEN], [BLUE, GREY]], dtype=np.uint8)
@@ -247,6 +247,7 @@ def test_truncated_at_any_point():
                 decode(whole[: int(len(whole) * share)])
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=400), st.sampled_from(["", "JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM"]))
 def test_garbage_is_never_anything_but_a_bad_image(garbage, kind):
     """Also behind a true header: whatever Pillow trips over, callers see one exception."""
@@ -255,6 +256,7 @@ def test_garbage_is_never_anything_but_a_bad_image(garbage, kind):
         assert decode(prefix + garbage).mode == "RGB"
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_damaged_files_are_never_anything_but_a_bad_image(data):
     kind = data.draw(st.sampled_from(["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP"]))
@@ -501,6 +503,18 @@ def test_many_bad_files_stop_with_the_list(tmp_path):
     assert all(f"{i:04}.png" in str(caught.value) for i in (3, 4, 5))
 
 
+def test_the_limit_is_a_share_of_the_collection(tmp_path):
+    """One bad file of 200 is half a per cent, also when it falls into a split of eight."""
+    fill(tmp_path, 200, size=4)
+    val = ImageFolder(tmp_path, 4, split="val")
+    (tmp_path / val.keys[0]).write_bytes(b"not a png")
+    assert ImageFolder(tmp_path, 4, split="val").keys == val.keys[1:]
+    for key in val.keys[1:3]:
+        (tmp_path / key).write_bytes(b"not a png")
+    with pytest.raises(ValueError, match="over the limit"):
+        ImageFolder(tmp_path, 4, split="val")
+
+
 def test_nothing_there(tmp_path):
     with pytest.raises(ValueError, match="not there"):
         ImageFolder(tmp_path / "missing", 8)
@@ -594,11 +608,12 @@ def test_fingerprint_follows_what_the_samples_depend_on(tmp_path):
 # ----------------------------------------------------------------------------------------- splits
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(0, 10**9), max_size=60))
 def test_splits_cover_and_do_not_overlap(numbers):
     keys = [f"folder/{n}.jpg" for n in numbers]
     records = [Record(key, None) for key in keys]
-    parts = [{r.key for r in choose(records, split)} for split in ("train", "val", "test")]
+    parts = [{r.key for r in of_split(records, split)} for split in ("train", "val", "test")]
     assert sum(map(len, parts)) == len(keys)
     assert set().union(*parts) == set(keys)
     if len(keys) >= 3:

@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pellucid.data.order import Loader, Order, permutation
@@ -46,11 +46,13 @@ class Numbers:
         return Batch(x0=x0, masks=(x0[:, 0] > 0).long(), truth={"place": value.flatten()})
 
 
+@settings(deadline=None)
 @given(lengths, seeds, st.integers(0, 1000))
 def test_every_epoch_is_a_permutation(length, seed, epoch):
     assert sorted(permutation(length, seed, epoch)) == list(range(length))
 
 
+@settings(deadline=None)
 @given(lengths, st.integers(1, 32), seeds, st.integers(0, 4))
 def test_the_sequence_is_epoch_after_epoch(length, batch_size, seed, epoch):
     order = Order(length, batch_size, seed)
@@ -61,6 +63,7 @@ def test_the_sequence_is_epoch_after_epoch(length, batch_size, seed, epoch):
     )
 
 
+@settings(deadline=None)
 @given(lengths, st.integers(1, 8), st.sampled_from([1, 2, 3, 4, 6]), seeds, st.integers(0, 10_000))
 def test_ranks_joined_are_the_single_process(length, share, world, seed, step):
     whole = Order(length, share * world, seed)

@@ -35,7 +35,7 @@ from pellucid.data.decode import (
     prepare,
     prepare_mask,
 )
-from pellucid.data.sources import FolderSource, Record, Source, Split, choose, key_bytes
+from pellucid.data.sources import FolderSource, Record, Source, Split, key_bytes, limited, of_split
 from pellucid.types import Batch
 
 __all__ = [
@@ -181,7 +181,8 @@ class StoredImages(Squares):
             raise ValueError(f"size is {size}: a number of pixels")
         if not source.records:
             raise ValueError(f"no images in {name}: looked for {', '.join(sorted(EXTENSIONS))}")
-        records = choose(source.records, split, limit)
+        part = of_split(source.records, split)
+        records = limited(part, limit)
         if not records:
             raise ValueError(
                 f"the {split} split of {name} is empty ({len(source.records)} images in all): add images, "
@@ -201,7 +202,8 @@ class StoredImages(Squares):
         pixels, masks, bad = self._decoded(records, place)
         unusable = {row for row, _ in bad}
         self.bad = tuple(source.unreadable) + tuple((_name_of(records[row]), why) for row, why in bad)
-        self._report(len(records))
+        # The share is that of the whole collection: one bad file in a small split is no reason to stop.
+        self._report(len(records), allowed=BAD_LIMIT * len(source.records) * len(records) / len(part))
         self._rows = np.array([row for row in range(len(records)) if row not in unusable], dtype=np.int64)
         self.keys = tuple(records[row].key for row in self._rows)
         labels = np.array([r.label for r in records], dtype=np.int64) if source.class_names else None
@@ -215,13 +217,13 @@ class StoredImages(Squares):
     def _at(self, indices: np.ndarray) -> np.ndarray:
         return self._rows[super()._at(indices)]
 
-    def _report(self, total: int) -> None:
+    def _report(self, total: int, allowed: float) -> None:
         if not self.bad:
             return
         shown = "\n".join(f"  {name}: {reason}" for name, reason in self.bad[:20])
         more = f"\n  and {len(self.bad) - 20} more" if len(self.bad) > 20 else ""
         count = f"{len(self.bad)} of {total} files of {self._name} cannot be used"
-        if len(self.bad) > BAD_LIMIT * total:
+        if len(self.bad) > allowed or len(self.bad) >= total:
             raise ValueError(
                 f"{count}, over the limit of {BAD_LIMIT:.0%}. Mend or remove them "
                 f"(`pellucid doctor` lists them all):\n{shown}{more}"

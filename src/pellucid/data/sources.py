@@ -85,17 +85,21 @@ def splits(records: Sequence[Record]) -> list[Split]:
     return found
 
 
-def choose(records: Sequence[Record], split: Split | None, limit: int | None = None) -> list[Record]:
-    """The records of one split, or all; at most `limit`, a subset drawn by hash, in stored order."""
-    chosen = list(records)
-    if split is not None:
-        chosen = [r for r, s in zip(records, splits(records), strict=True) if s == split]
-    if limit is None or limit >= len(chosen):
-        return chosen
+def of_split(records: Sequence[Record], split: Split | None) -> Sequence[Record]:
+    """The records of one split, in stored order; all of them for None."""
+    if split is None:
+        return records
+    return [r for r, s in zip(records, splits(records), strict=True) if s == split]
+
+
+def limited(records: Sequence[Record], limit: int | None) -> Sequence[Record]:
+    """At most `limit` records, in stored order: the same subset on every machine, drawn by hash."""
+    if limit is None or limit >= len(records):
+        return records
     if limit < 1:
         raise ValueError(f"limit is {limit}: at least 1, or None for all")
-    kept = {r.key for r in sorted(chosen, key=lambda r: _hash(r.key, "limit"))[:limit]}
-    return [r for r in chosen if r.key in kept]
+    kept = {r.key for r in sorted(records, key=lambda r: _hash(r.key, "limit"))[:limit]}
+    return [r for r in records if r.key in kept]
 
 
 class FolderSource:
@@ -315,6 +319,11 @@ class TarSource:
                         if not text.strip().isdigit():
                             raise ValueError(f"{file}: {member.name} holds {text!r}, not a class number")
                         labels[key] = int(text)
+                # tarfile takes a cut or damaged header for the end; a true end is a block of zeros
+                with file.open("rb") as raw:
+                    raw.seek(tar.offset)
+                    if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                        raise tarfile.ReadError("it is cut short or damaged")
         except (tarfile.TarError, OSError, EOFError) as error:
             raise ValueError(
                 f"{file} is not readable as an uncompressed tar file ({error}); "

@@ -1,0 +1,155 @@
+"""The doctor names what is wrong, and only that."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pellucid.data import doctor
+from pellucid.data.doctor import examine
+from pellucid.data.images import ImageFolder
+
+
+@pytest.fixture(autouse=True)
+def _no_torchvision(monkeypatch):
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+
+
+def noise(seed: int, size: tuple[int, int] = (48, 48)) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(blocks).resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def sick(tmp_path):
+    """A folder with one of each ailment, and nine healthy pictures in two classes."""
+    for name, count, seed in (("cats", 6, 0), ("dogs", 3, 100)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            noise(seed + i).save(tmp_path / name / f"{i}.png")
+    cats = tmp_path / "cats"
+    (cats / "empty.jpg").touch()
+    (cats / "text.jpg").write_text("404")
+    noise(10).save(cats / "cut.png")
+    (cats / "cut.png").write_bytes((cats / "cut.png").read_bytes()[:-200])
+    noise(11).save(cats / "really_png.jpg", "PNG")
+    (cats / "copy.png").write_bytes((cats / "0.png").read_bytes())
+    noise(1).resize((96, 96)).save(cats / "bigger.jpg", quality=90)
+    noise(12, (20, 30)).save(cats / "small.png")
+    noise(13, (200, 50)).save(cats / "banner.png")
+    noise(14).convert("RGBA").save(cats / "alpha.png")
+    noise(15).save(cats / "moving.gif", save_all=True, append_images=[noise(16)])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise(17, (60, 50)).save(cats / "turned.jpg", exif=exif)
+    (cats / "phone.heic").write_bytes(b"x")
+    (cats / "notes.txt").write_text("x")
+    return tmp_path
+
+
+def test_each_ailment_is_named(sick):
+    report = examine(sick, 32)
+    assert (report.images, report.usable) == (20, 17)
+    assert dict(report.bad).keys() == {"cats/empty.jpg", "cats/text.jpg", "cats/cut.png"}
+    assert dict(report.bad)["cats/empty.jpg"] == "empty file"
+    assert report.mislabelled == [("cats/really_png.jpg", "PNG")]
+    assert report.duplicates == [["cats/0.png", "cats/copy.png"]]
+    assert report.alike == [["cats/1.png", "cats/bigger.jpg"]]
+    assert report.tiny == ["cats/small.png"]
+    assert (report.cropped, report.transparent, report.animated, report.rotated) == (1, 1, 1, 1)
+    assert report.classes == {"cats": 14, "dogs": 3}
+    assert sum(report.splits.values()) == 17
+    assert report.width == (20, 48, 200)
+    assert report.height == (30, 48, 96)  # the turned one stands 60 high
+    assert report.others == {".heic": 1, ".txt": 1}
+    assert not report.ok
+    advice = "\n".join(report.suggestions)
+    for word in ("3 bad files", "HEIC", "2 images repeat", "few"):
+        assert word in advice
+
+
+def test_the_report_is_json_and_text(sick):
+    report = examine(sick, 32)
+    assert json.loads(json.dumps(report.to_dict()))["usable"] == 17
+    text = "\n".join(report.lines())
+    assert "cats/text.jpg: not an image" in text
+    assert "-> " in text
+
+
+def test_it_agrees_with_training(tmp_path):
+    """What the doctor calls usable is what training takes."""
+    for i in range(150):
+        noise(i).save(tmp_path / f"{i}.png")
+    (tmp_path / "7.png").write_bytes(b"x")
+    report, data = examine(tmp_path, 16), ImageFolder(tmp_path, 16)
+    assert report.ok
+    assert report.usable == len(data) == 149
+    assert report.bad == list(data.bad)
+    assert report.splits["val"] == len(ImageFolder(tmp_path, 16, split="val"))
+
+
+def test_nothing_wrong(tmp_path):
+    for i in range(500):
+        noise(i, (16, 16)).save(tmp_path / f"{i}.png", compress_level=0)
+    report = examine(tmp_path, 16)
+    assert report.suggestions == ["nothing stands in the way"]
+    assert not report.alike
+
+
+def test_flat_pictures_are_not_called_alike(tmp_path):
+    for level in (0, 90, 180, 250):
+        Image.new("L", (16, 16), level).save(tmp_path / f"{level}.png")
+    assert examine(tmp_path, 16).alike == []
+
+
+def test_copies_across_splits_are_told(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        noise(3).save(tmp_path / part / "a.png")
+    report = examine(tmp_path, 16)
+    assert report.leaks == 1
+    assert "across splits" in "\n".join(report.suggestions)
+
+
+def test_masks_are_examined(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    regions = np.zeros((48, 48), dtype=np.uint8)
+    for i in range(3):
+        noise(i).save(tmp_path / "images" / f"{i}.jpg")
+        Image.fromarray(regions).save(tmp_path / "masks" / f"{i}.png")
+    assert any("all ground" in s for s in examine(tmp_path, 16).suggestions)
+    regions[:20] = 2
+    Image.fromarray(regions).save(tmp_path / "masks/1.png")
+    Image.fromarray(regions[:30]).save(tmp_path / "masks/2.png")
+    report = examine(tmp_path, 16)
+    assert report.regions == {0: 2, 2: 1}
+    assert report.bad == [("images/2.jpg", "image is 48x48 and mask 48x30")]
+
+
+def test_an_empty_folder(tmp_path):
+    (tmp_path / "a.heic").touch()
+    report = examine(tmp_path, 16)
+    assert not report.ok
+    assert report.images == 0
+    assert any("no images found" in line for line in report.lines())
+    with pytest.raises(ValueError, match="no data"):
+        examine(tmp_path / "missing", 16)
+
+
+@pytest.mark.parametrize(("code", "told"), [(0, False), (1, True)])
+def test_a_broken_torchvision_is_told_without_importing_it(tmp_path, monkeypatch, code, told):
+    noise(0).save(tmp_path / "a.png")
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: object())
+    answer = subprocess.CompletedProcess(
+        [], code, "", "RuntimeError: operator torchvision::nms does not exist\n"
+    )
+    monkeypatch.setattr(doctor.subprocess, "run", lambda *_, **__: answer)
+    text = "\n".join(examine(tmp_path, 16).lines())
+    assert ("pip uninstall torchvision" in text) == told
+    assert ("torchvision::nms" in text) == told
