@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +12,24 @@ from torch.nn import functional as F
 
 from pellucid.types import Affine
 
+Padding = Literal["zeros", "replicate", "circular", "reflect"]
+M = TypeVar("M", bound=nn.Module)
+
 
 def groups_for(width: int, most: int = 32) -> int:
     """Groups of a GroupNorm: `most` where that divides `width`, else fewer; four channels or more in each."""
     return math.gcd(width, min(most, max(1, width // 4)))
 
 
-def conv3(c_in: int, c_out: int, *, padding_mode: str, stride: int = 1) -> nn.Conv2d:
+def conv3(c_in: int, c_out: int, *, padding_mode: Padding, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1, padding_mode=padding_mode)
+
+
+def zeroed(module: M) -> M:
+    """The module, its parameters set to zero: what it adds to a residual is nothing at first."""
+    for p in module.parameters():
+        nn.init.zeros_(p)
+    return module
 
 
 def norm_silu(norm: nn.GroupNorm, x: Tensor, affines: Sequence[Affine] = ()) -> Tensor:
@@ -89,17 +99,17 @@ class ResBlock(nn.Module):
     The last convolution starts at zero, so that a new block is its residual path.
     """
 
-    def __init__(self, c_in: int, c_out: int, *, dropout: float = 0.0, padding_mode: str = "zeros") -> None:
+    def __init__(
+        self, c_in: int, c_out: int, *, dropout: float = 0.0, padding_mode: Padding = "zeros"
+    ) -> None:
         super().__init__()
         self.width = c_out
         self.norm1 = nn.GroupNorm(groups_for(c_in), c_in)
         self.conv1 = conv3(c_in, c_out, padding_mode=padding_mode)
         self.norm2 = nn.GroupNorm(groups_for(c_out), c_out)
         self.drop = nn.Dropout(dropout)
-        self.conv2 = conv3(c_out, c_out, padding_mode=padding_mode)
+        self.conv2 = zeroed(conv3(c_out, c_out, padding_mode=padding_mode))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: Tensor, affines: Sequence[Affine]) -> Tensor:
         """x (B, c_in, H, W) -> (B, c_out, H, W); affines are applied in order."""
@@ -111,7 +121,7 @@ class ResBlock(nn.Module):
 class Down(nn.Module):
     """Half the size, by a strided convolution."""
 
-    def __init__(self, width: int, *, padding_mode: str = "zeros") -> None:
+    def __init__(self, width: int, *, padding_mode: Padding = "zeros") -> None:
         super().__init__()
         self.conv = conv3(width, width, padding_mode=padding_mode, stride=2)
 
@@ -127,7 +137,7 @@ class Up(nn.Module):
     (Shi et al., 2016, on sub-pixel convolution). Equal to the plain form, with 4/9 of its arithmetic.
     """
 
-    def __init__(self, width: int, *, padding_mode: str = "zeros") -> None:
+    def __init__(self, width: int, *, padding_mode: Padding = "zeros") -> None:
         super().__init__()
         self.conv = conv3(width, width, padding_mode=padding_mode)
         # A doubled picture reflected about its border pixel shows that pixel's twin, hence replicate.

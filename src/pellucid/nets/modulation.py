@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pellucid.nets.blocks import zeroed
 from pellucid.nets.embed import sinusoidal
 from pellucid.types import Affine
 
@@ -30,8 +31,7 @@ class VectorModulator(nn.Module):
         self.sizes = [c for width in widths for c in (width, width)]
         self.project = nn.Linear(dim, sum(self.sizes))
         if zero:
-            nn.init.zeros_(self.project.weight)
-            nn.init.zeros_(self.project.bias)
+            zeroed(self.project)
 
     def forward(self, z: Tensor) -> list[Affine]:
         parts = self.project(F.silu(z))[..., None, None].split(self.sizes, dim=1)
@@ -53,8 +53,7 @@ class TimeModulator(nn.Module):
         self.to_affine = VectorModulator(widths, 4 * dim)
 
     def forward(self, t: Tensor, label: Tensor | None = None) -> list[Affine]:
-        dtype = self.embed[0].weight.dtype
-        h = self.embed(sinusoidal(1000 * t, self.dim).to(dtype))
+        h = self.embed(sinusoidal(1000 * t, self.dim).to(next(self.embed.parameters()).dtype))
         if self.classes is not None:
             if label is None:
                 label = torch.full(t.shape, self.classes.num_embeddings - 1, device=t.device)

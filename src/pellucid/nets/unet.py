@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from pellucid.nets.attention import SelfAttention
-from pellucid.nets.blocks import Down, ResBlock, Up, conv3, groups_for, norm_silu
+from pellucid.nets.blocks import Down, Padding, ResBlock, Up, conv3, groups_for, norm_silu, zeroed
 from pellucid.nets.modulation import Modulation
 
 
@@ -38,7 +37,7 @@ class UNetConfig:
     head_width: int = 32
     """Channels an attention head; the heads follow from it."""
     dropout: float = 0.0
-    padding_mode: Literal["zeros", "replicate", "circular", "reflect"] = "zeros"
+    padding_mode: Padding = "zeros"
 
     def __post_init__(self) -> None:
         if self.base < 4 or self.blocks < 1 or not self.multipliers:
@@ -92,6 +91,8 @@ def at(mods: Sequence[Modulation], i: int) -> list:
 
 
 class Encoder(nn.Module):
+    """The way down: an image to its coarsest features, keeping those of every block and halving as skips."""
+
     def __init__(self, cfg: UNetConfig) -> None:
         super().__init__()
         self.cfg = cfg
@@ -122,7 +123,7 @@ class Encoder(nn.Module):
         skips = [h]
         i = 0
         for s, blocks in enumerate(self.stages):
-            for block in blocks:
+            for block in blocks.children():
                 h = block(h, at(mods, i))
                 skips.append(h)
                 i += 1
@@ -133,6 +134,8 @@ class Encoder(nn.Module):
 
 
 class Middle(nn.Module):
+    """Two ResBlocks at the coarsest size, with attention between them where the config asks for it."""
+
     def __init__(self, cfg: UNetConfig) -> None:
         super().__init__()
         c = cfg.stage_widths[-1]
@@ -176,10 +179,8 @@ class Decoder(nn.Module):
             if s:
                 self.ups.append(Up(c, padding_mode=cfg.padding_mode))
         self.norm = nn.GroupNorm(groups_for(c), c)
-        self.tail = conv3(c, out_channels or cfg.channels, padding_mode=cfg.padding_mode)
-        if zero_tail:
-            nn.init.zeros_(self.tail.weight)
-            nn.init.zeros_(self.tail.bias)
+        tail = conv3(c, out_channels or cfg.channels, padding_mode=cfg.padding_mode)
+        self.tail = zeroed(tail) if zero_tail else tail
         self.widths = tuple(w for w in reversed(widths) for _ in range(cfg.blocks + 1))
         self.feature_width = c
 
@@ -188,7 +189,7 @@ class Decoder(nn.Module):
         rest = list(skips)
         i = 0
         for s, blocks in enumerate(self.stages):
-            for block in blocks:
+            for block in blocks.children():
                 h = block(torch.cat([h, rest.pop()], dim=1), at(mods, i))
                 i += 1
             if s < len(self.ups):
