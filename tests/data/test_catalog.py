@@ -225,6 +225,20 @@ def test_mistakes_are_named(tmp_path):
         open_data(str(tmp_path), size=0)
 
 
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_scenes_open_by_name(split):
+    pytest.importorskip("pellucid.data.scenes")
+    data = open_data("scenes", size=16, split=split, seed=3, limit=40)
+    batch = data.batch(np.array([39, 0]))
+    assert (len(data), data.shape) == (40, (3, 16, 16))
+    assert batch.x0.shape == (2, 3, 16, 16)
+    assert batch.x0.abs().max() <= 1
+    assert batch.masks.shape == (2, 16, 16)
+    again = open_data("scenes", size=16, split=split, seed=3, limit=40)
+    assert again.fingerprint == data.fingerprint
+    assert (again.batch(np.array([0])).x0 == batch.x0[1:]).all()
+
+
 def test_fashion(tmp_path, monkeypatch):
     """Idx files of the publisher's layout, drawn here: 60 pictures stand for 60,000."""
     rng = np.random.default_rng(0)

@@ -109,8 +109,8 @@ class Report:
         out += _listed("cannot be used", [f"{name}: {why}" for name, why in self.bad])
         out += _listed("are not what their names say", [f"{n} is {what}" for n, what in self.mislabelled])
         out += _listed(f"are smaller than {self.size} pixels", self.tiny)
-        out += _listed("groups are exact copies", [" = ".join(group) for group in self.duplicates])
-        out += _listed("groups look the same", [" ~ ".join(group) for group in self.alike])
+        out += _listed("groups are exact copies", [_few(group, " = ") for group in self.duplicates])
+        out += _listed("groups look nearly the same", [_few(group, " ~ ") for group in self.alike])
         out += [f"  {note}" for note in self.environment]
         out += [f"-> {suggestion}" for suggestion in self.suggestions]
         return out
@@ -334,6 +334,10 @@ def _listed(what: str, items: Sequence[str], shown: int = 10) -> list[str]:
         return []
     more = [f"    and {len(items) - shown} more"] if len(items) > shown else []
     return [f"  {len(items)} {what}:", *(f"    {item}" for item in items[:shown]), *more]
+
+
+def _few(group: Sequence[str], link: str) -> str:
+    return link.join(group[:3]) + (f" and {len(group) - 3} more" if len(group) > 3 else "")
 
 
 def _sorted(counts: Counter[str]) -> dict[str, int]:
