@@ -1,0 +1,567 @@
+"""The training loop: one, for every method, on one process or many.
+
+It knows a method only through its stages. A step asks a stage for its losses, player by player; each
+player's gradients are averaged over the micro-batches and the ranks, checked, clipped and stepped
+before the next player's losses are asked for.
+
+Everything random in step s is drawn from a generator seeded by (seed, stage, s, micro-batch), and the
+data order by (seed, position), so that a run continued from a checkpoint is, bit for bit, the run that
+was never stopped; and W processes with one micro-batch each are one process with W micro-batches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import platform
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import pellucid
+from pellucid.data.images import Dataset
+from pellucid.data.order import Loader, Order
+from pellucid.methods.base import Method, Stage
+from pellucid.train.checkpoint import Checkpoint, latest, mark_best, prune, save_checkpoint
+from pellucid.train.distributed import World, world
+from pellucid.train.ema import EMA
+from pellucid.train.log import Log
+from pellucid.types import Batch
+
+Event = Callable[[str, dict[str, Any]], None]
+"""Called with a kind ("start", "step", "saved", "note", "end") and its figures; the command line draws from it."""
+Preview = Callable[[Method, int, Path], None]
+"""Called with the method carrying its averaged weights, the step, and where to write a picture."""
+
+
+class TrainingError(ValueError):
+    """Training cannot go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    steps: int
+    """Optimiser steps of each stage."""
+    batch_size: int
+    """Samples a step, over all processes and micro-batches."""
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    warmup: int = 0
+    """Steps over which the learning rate rises from 0."""
+    decay: float = 0.0
+    """Share of the steps, at the end, over which the learning rate falls to a twentieth."""
+    grad_clip: float = 1.0
+    """Largest norm of a player's gradient; 0 leaves it alone."""
+    ema_decay: float = 0.999
+    micro_batches: int = 1
+    """Parts that a batch is computed in; raised to the number of processes where there are more."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = True
+    compile: bool = False
+    device: str = "auto"
+    """auto takes a GPU where there is one."""
+    seed: int = 0
+    flip: bool = True
+    """Mirror pictures at random."""
+    workers: int = 1
+    """Threads that prepare batches."""
+    log_every: int = 20
+    sample_every: int = 0
+    """Steps between pictures of what the model makes; 0 makes none."""
+    checkpoint_every: int = 500
+    keep_last: int = 2
+    """Checkpoints kept besides the best."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "micro_batches", "log_every", "checkpoint_every", "keep_last"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is at least 1")
+        if self.lr <= 0:
+            raise ValueError(f"lr is {self.lr}; it is above 0")
+        if self.batch_size % self.micro_batches:
+            raise ValueError(f"micro_batches is {self.micro_batches}; it must divide batch_size, {self.batch_size}")
+
+
+FREE = ("steps", "device", "workers", "log_every", "sample_every", "checkpoint_every", "keep_last", "micro_batches")
+"""What may differ when a run is continued; the rest decides its weights."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    state: Literal["done", "paused"]
+    step: int
+    seconds: float
+    """Spent in this process."""
+    images_per_second: float
+
+
+def device_of(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps` -> a device that is there. Raises ValueError otherwise."""
+    if name == "auto":
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if torch.cuda.is_available():
+            return torch.device("cuda", local)
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device is {name!r}; it is auto, cpu, cuda, cuda:N or mps") from None
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device.type, False):
+        raise ValueError(f"device is {name!r}, which this machine does not have; use cpu, or auto to take what there is")
+    return device
+
+
+def seeded(*key: int) -> torch.Generator:
+    """A CPU generator for one use, named by integers."""
+    state = np.random.SeedSequence(key).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Factor on `lr` at a step: linear warm-up, then flat, then a linear fall to 0.05."""
+    factor = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    tail = config.steps * config.decay
+    if tail and step >= config.steps - tail:
+        factor *= max(0.05, (config.steps - step) / tail)
+    return factor
+
+
+class Player:
+    """One owner of parameters: its optimiser, and its gradients' way to a step."""
+
+    def __init__(self, name: str, parameters: list[nn.Parameter], config: TrainConfig, device: torch.device) -> None:
+        self.name, self.parameters = name, [p for p in parameters if p.requires_grad]
+        self.config = config
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=device.type in ("cpu", "cuda"),
+        )
+
+    def step(self, factor: float, ranks: World) -> float:
+        """Average over ranks, clip, step; returns the gradient's norm. Nothing is stepped where it is not finite."""
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        if ranks.size > 1:
+            flat = torch.cat([g.flatten() for g in grads])
+            torch.distributed.all_reduce(flat)
+            flat /= ranks.size
+            for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+                g.copy_(part.view_as(g))
+        norm = torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
+        size = norm.item()
+        if math.isfinite(size):
+            if self.config.grad_clip and grads:
+                torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.grad_clip, norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.config.lr * factor
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return size
+
+    def state(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for i, parameter in enumerate(self.parameters):
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                found[f"{self.name}.{i}.{key}"] = torch.as_tensor(value)
+        return found
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        for i, parameter in enumerate(self.parameters):
+            prefix = f"{self.name}.{i}."
+            state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            if state:
+                # moments take the parameter's memory format: in another, the same sums round differently
+                self.optimizer.state[parameter] = {
+                    k: v.clone() if k == "step" else torch.empty_like(parameter).copy_(v) for k, v in state.items()
+                }
+
+
+@contextlib.contextmanager
+def averaged(method: Method, ema: EMA) -> Iterator[Method]:
+    """The method with its averaged weights, in evaluation mode, for as long as the block lasts."""
+    training = method.training
+    own = {k: v.detach().clone() for k, v in method.state_dict().items()}
+    method.load_state_dict(ema.state_dict())
+    method.eval()
+    try:
+        yield method
+    finally:
+        method.load_state_dict(own)
+        method.train(training)
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """SIGINT and SIGTERM set an event instead of ending the process; a second SIGINT interrupts at once."""
+    wanted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield wanted
+        return
+
+    def on_signal(number: int, frame: Any) -> None:
+        if wanted.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        wanted.set()
+
+    before = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield wanted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def provenance() -> dict[str, Any]:
+    """What made this run: versions, and the commit where the package runs from a checkout."""
+    commit = None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(pellucid.__file__).parent, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+        commit = done.stdout.strip() or None
+    return {
+        "pellucid": pellucid.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": commit,
+    }
+
+
+def _claim(run: Path, recipe: Mapping[str, Any], config: TrainConfig, resume: bool) -> None:
+    """Make the run folder ours: write config.json, or find that the one there is of the same run."""
+    path = run / "config.json"
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            there = json.loads(path.read_text())["recipe"]
+            if not resume:
+                raise TrainingError(
+                    f"{run} already holds a run, and --no-resume was asked for; name another folder with --out, "
+                    f"or remove this one yourself"
+                )
+            differing = sorted(_differences(there, dict(recipe)))
+            if differing:
+                raise TrainingError(
+                    f"{run} holds a run with other settings ({', '.join(differing[:6])}); continue it with its own "
+                    f"settings, or name another folder with --out"
+                )
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps({"recipe": recipe, "made_by": provenance()}, indent=1) + "\n")
+        os.replace(part, path)
+    except OSError as error:
+        raise TrainingError(f"the run folder {run} cannot be written: {error.strerror or error}") from error
+    except (KeyError, json.JSONDecodeError):
+        raise TrainingError(f"{path} is no config of a run; name another folder with --out") from None
+
+
+def _differences(a: Any, b: Any, at: str = "") -> Iterator[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in a.keys() | b.keys():
+            place = f"{at}.{key}" if at else key
+            if not (at == "train" and key in FREE):
+                yield from _differences(a.get(key), b.get(key), place)
+    elif a != b:
+        yield at
+
+
+def train(
+    method: Method,
+    dataset: Dataset,
+    config: TrainConfig,
+    run: Path,
+    *,
+    meta: Mapping[str, Any],
+    preview: Preview | None = None,
+    resume: bool = True,
+    on_event: Event = lambda kind, figures: None,
+    stop_after: int | None = None,
+) -> TrainResult:
+    """Train a method; continue where the run folder holds a checkpoint of the same recipe.
+
+    SIGINT or SIGTERM saves and returns "paused". `stop_after` does the same after so many steps of
+    this process. `meta` is the recipe as JSON; it goes into config.json and decides whether a folder
+    holds this run.
+
+    Raises TrainingError: the folder is of another run or cannot be written, a loss or gradient is not
+    finite (the batch is saved, no optimiser has stepped), memory does not suffice for one sample;
+    CheckpointError where a checkpoint cannot be written.
+    """
+    device = device_of(config.device)
+    with world(device) as ranks, stop_signals() as wanted:
+        if ranks.main:
+            _claim(run, meta, config, resume)
+        ranks.wait()
+        return _Run(method, dataset, config, run, device, ranks, on_event, preview).go(wanted, stop_after)
+
+
+class _Run:
+    def __init__(
+        self,
+        method: Method,
+        dataset: Dataset,
+        config: TrainConfig,
+        run: Path,
+        device: torch.device,
+        ranks: World,
+        on_event: Event,
+        preview: Preview | None,
+    ) -> None:
+        self.config, self.run, self.device, self.ranks = config, run, device, ranks
+        self.say: Event = on_event if ranks.main else lambda kind, figures: None
+        self.preview = preview
+        self.format = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.method = method.to(device=device, memory_format=self.format).train()
+        self.stages = method.stages()
+        self.players = [
+            {n: Player(f"{i}.{n}", list(ps), config, device) for n, ps in stage.players.items()}
+            for i, stage in enumerate(self.stages)
+        ]
+        self.ema = EMA(method, config.ema_decay)
+        self.micro = max(config.micro_batches, ranks.size)
+        if self.micro % ranks.size:
+            raise TrainingError(f"micro_batches is {config.micro_batches}; {ranks.size} processes must divide it")
+        self.order = Order(len(dataset), config.batch_size, config.seed, rank=ranks.rank, world_size=ranks.size)
+        self.dataset = dataset
+        self.step = 0  # over all stages
+        self.best = math.inf
+        self.loss = math.nan  # a running mean, which decides what is best
+
+    # ---- state -------------------------------------------------------------------------------
+
+    def restore(self) -> None:
+        found: Checkpoint | None = latest(self.run, say=lambda text: self.say("note", {"text": text}))
+        if found is None:
+            return
+        own = self.method.state_dict()
+        weights = found.tensors("model")
+        if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in weights.items()}:
+            raise TrainingError(f"the checkpoint in {found.folder} is of another network; name another folder with --out")
+        self.method.load_state_dict(weights)
+        self.ema.load_state_dict(found.tensors("ema"), int(found.state["ema_updates"]))
+        optim = found.tensors("optim")
+        for players in self.players:
+            for player in players.values():
+                player.load(optim)
+        self.step = found.step
+        self.best, self.loss = (_float(found.state[k]) for k in ("best", "loss"))
+
+    def save(self) -> None:
+        # the step is the same on all ranks, and so are weights and optimisers: rank 0 writes for all
+        if self.ranks.main:
+            improved = self.loss < self.best
+            self.best = min(self.best, self.loss)
+            optim: dict[str, Tensor] = {}
+            for players in self.players:
+                for player in players.values():
+                    optim |= player.state()
+            state = {
+                "ema_updates": self.ema.updates,
+                "samples_seen": self.step * self.config.batch_size,
+                "best": _text(self.best),
+                "loss": _text(self.loss),
+            }
+            tensors = {"model": self.method.state_dict(), "ema": self.ema.state_dict(), "optim": optim}
+            made = save_checkpoint(self.run, self.step, tensors, state)
+            if improved:
+                mark_best(self.run, made, self.loss)
+            prune(self.run, self.config.keep_last)
+            self.say("saved", {"step": self.step, "folder": str(made.folder)})
+        self.ranks.wait()
+
+    # ---- one step ----------------------------------------------------------------------------
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        if self.config.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def parts(self, batch: Batch) -> list[tuple[int, Batch]]:
+        """This rank's micro-batches, each with its number among all ranks'."""
+        mine = self.micro // self.ranks.size
+        share = len(batch) // mine
+        first = self.ranks.rank * mine
+        return [(first + i, _rows(batch, slice(i * share, (i + 1) * share))) for i in range(mine)]
+
+    def one_step(self, index: int, stage: Stage, players: Mapping[str, Player], batch: Batch, local: int) -> dict[str, float]:
+        """Every player's turn, the micro-batches in lockstep; returns the logged figures."""
+        parts = self.parts(batch)
+        factor = learning_rate(self.config, local)
+        turns = [
+            iter(stage.losses(part, seeded(self.config.seed, index, local, number))) for number, part in parts
+        ]
+        figures: dict[str, float] = {}
+        while True:
+            total: dict[str, Tensor] = {}
+            name = None
+            for turn in turns:
+                with self.autocast():
+                    item = next(turn, None)
+                if item is None:
+                    break
+                name, terms = item
+                loss = sum(v for k, v in terms.items() if not k.startswith("_"))
+                assert isinstance(loss, Tensor)
+                (loss / len(turns)).backward()
+                for key, value in terms.items():
+                    total[key] = total.get(key, 0.0) + value.detach() / len(turns)
+            if name is None:
+                break
+            values = {k.lstrip("_"): float(v) for k, v in total.items()}
+            finite = all(map(math.isfinite, values.values()))
+            (broken,) = self.ranks.any(not finite)
+            norm = math.nan if broken else players[name].step(factor, self.ranks)
+            if broken or not math.isfinite(norm):
+                self.refuse(values, norm, batch, local)
+            figures |= {f"{name}.{k}" if len(players) > 1 else k: v for k, v in values.items()}
+            figures[f"{name}.grad_norm" if len(players) > 1 else "grad_norm"] = norm
+        stage.after_step(local)
+        self.ema.update(self.method)
+        figures["lr"] = self.config.lr * factor
+        figures["loss"] = sum(
+            v for k, v in figures.items() if k.split(".")[-1] not in ("lr", "grad_norm") and k != "loss"
+        )
+        return figures
+
+    def refuse(self, values: Mapping[str, float], norm: float, batch: Batch, local: int) -> None:
+        """Stop on NaN or infinity, with what is needed to look into it."""
+        from safetensors.torch import save_file
+
+        path = self.run / f"not-finite-{self.step:08d}-rank{self.ranks.rank}.safetensors"
+        with contextlib.suppress(OSError):
+            save_file({"x0": batch.x0.cpu().contiguous()}, path)
+        bad = [k for k, v in values.items() if not math.isfinite(v)]
+        what = f"the loss term {', '.join(bad)}" if bad else "the gradient"
+        raise TrainingError(
+            f"{what} is not finite at step {self.step}; no optimiser has stepped on it. Its batch is in {path}, the "
+            f"last checkpoint is whole. Lower lr (now {self.config.lr}), or use fp32 if this was bf16"
+        )
+
+    # ---- the run -----------------------------------------------------------------------------
+
+    def go(self, wanted: threading.Event, stop_after: int | None) -> TrainResult:
+        config = self.config
+        self.restore()
+        first, began = self.step, time.perf_counter()
+        log = Log(self.run, start=self.step) if self.ranks.main else None
+        self.say("start", {"step": self.step, "steps": config.steps * len(self.stages), "device": str(self.device)})
+        paused = False
+        try:
+            for index, stage in enumerate(self.stages):
+                local = self.step - index * config.steps
+                if local >= config.steps or paused:
+                    continue
+                paused = self.run_stage(index, stage, local, log, wanted, stop_after and first + stop_after)
+        finally:
+            if log is not None:
+                log.close()
+        seconds = time.perf_counter() - began
+        rate = (self.step - first) * config.batch_size / max(seconds, 1e-9)
+        result = TrainResult("paused" if paused else "done", self.step, seconds, rate)
+        self.say("end", {"state": result.state, "step": self.step, "seconds": seconds})
+        return result
+
+    def run_stage(
+        self, index: int, stage: Stage, local: int, log: Log | None, wanted: threading.Event, until: int | None
+    ) -> bool:
+        """Train one stage to its end; True where it was asked to stop before."""
+        config, players = self.config, self.players[index]
+        if config.compile:
+            self.method.compile()
+        loader = iter(
+            Loader(self.dataset, self.order, start_step=self.step, workers=config.workers, flip=config.flip)
+        )
+        mark, mark_step = time.perf_counter(), self.step
+        while local < config.steps:
+            batch = next(loader).to(self.device)
+            batch = _formatted(batch, self.format)
+            figures = self.with_memory(lambda b=batch, at=local: self.one_step(index, stage, players, b, at))
+            local += 1
+            self.step += 1
+            self.loss = figures["loss"] if math.isnan(self.loss) else 0.98 * self.loss + 0.02 * figures["loss"]
+            last = local == config.steps
+            (stop,) = self.ranks.any(wanted.is_set() or self.step == until)
+            if self.step % config.log_every == 0 or last:
+                now = time.perf_counter()
+                rate = (self.step - mark_step) * config.batch_size / max(now - mark, 1e-9)
+                mark, mark_step = now, self.step
+                if log is not None:
+                    log.write(self.step, figures | {"images_per_second": rate})
+                self.say("step", {"step": self.step, "stage": stage.name, "images_per_second": rate, **figures})
+            if self.step % config.checkpoint_every == 0 or last or stop:
+                self.save()
+            if config.sample_every and (self.step % config.sample_every == 0 or last) and self.ranks.main:
+                self.show(log)
+                mark, mark_step = time.perf_counter(), self.step
+            if stop and not last:
+                return True
+        return False
+
+    def with_memory(self, attempt: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Run a step; where memory does not suffice, in twice as many micro-batches, for good."""
+        while True:
+            try:
+                return attempt()
+            except torch.OutOfMemoryError:
+                most = self.config.batch_size
+                if self.micro >= most or self.ranks.size > 1 or most % (2 * self.micro):
+                    raise TrainingError(
+                        f"out of memory with {most // self.micro} pictures at a time; use a smaller --batch-size, "
+                        f"--size or --scale"
+                    ) from None
+            for player in (p for players in self.players for p in players.values()):
+                player.optimizer.zero_grad(set_to_none=True)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.micro *= 2
+            self.say("note", {"text": f"out of memory: the batch is now computed in {self.micro} parts"})
+
+    def show(self, log: Log | None) -> None:
+        if self.preview is None:
+            return
+        path = self.run / "samples" / f"{self.step:08d}.png"
+        with averaged(self.method, self.ema) as method:
+            self.preview(method, self.step, path)
+        if log is not None and path.exists():
+            from PIL import Image
+
+            with Image.open(path) as picture:
+                log.picture(self.step, "samples", np.asarray(picture.convert("RGB")))
+
+
+def _rows(batch: Batch, rows: slice) -> Batch:
+    part = lambda v: None if v is None else v[rows]  # noqa: E731
+    return Batch(
+        x0=batch.x0[rows], labels=part(batch.labels), masks=part(batch.masks),
+        truth={k: v[rows] for k, v in batch.truth.items()},
+    )  # fmt: skip
+
+
+def _formatted(batch: Batch, memory_format: torch.memory_format) -> Batch:
+    return Batch(
+        x0=batch.x0.contiguous(memory_format=memory_format), labels=batch.labels, masks=batch.masks, truth=batch.truth
+    )
+
+
+def _text(value: float) -> float | str:
+    """JSON has no infinity and no NaN."""
+    return value if math.isfinite(value) else str(value)
+
+
+def _float(value: float | str) -> float:
+    return float(value)
