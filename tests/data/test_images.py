@@ -581,6 +581,24 @@ def test_a_changed_file_is_decoded_again(tmp_path, monkeypatch):
     np.testing.assert_array_equal(np.delete(after, 3, 0), np.delete(before, 3, 0))
 
 
+def test_folders_that_look_alike_from_outside_do_not_share_a_cache(tmp_path, monkeypatch):
+    """Equal names, sizes and times, as archives unpack them, and other pixels."""
+    monkeypatch.setattr(images_module, "CACHE_FROM", 10)
+    for name, seed in (("a", 0), ("b", 1)):
+        fill(tmp_path / name, 12, size=6, seed=seed)
+        for path in (tmp_path / name).iterdir():
+            Image.open(path).save(path.with_suffix(".bmp"))
+            path.unlink()
+            os.utime(path.with_suffix(".bmp"), (0, 0))
+    assert not (
+        everything(ImageFolder(tmp_path / "a", 6)) == everything(ImageFolder(tmp_path / "b", 6))
+    ).all()
+    monkeypatch.chdir(tmp_path / "a")
+    here = everything(ImageFolder(".", 6))
+    monkeypatch.chdir(tmp_path / "b")
+    assert not (everything(ImageFolder(".", 6)) == here).all()
+
+
 def test_no_room_for_the_cache(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(images_module, "CACHE_FROM", 10)
     fill(tmp_path / "in", 30, size=6)

@@ -195,7 +195,7 @@ class StoredImages(Squares):
         stamps = hashlib.sha256(PIL.__version__.encode())
         for record in records:
             digest.update(key_bytes(f"{record.key}\0{record.mark}\0{record.label}\n"))
-            stamps.update(key_bytes(f"{record.key}\0{record.changed}\n"))
+            stamps.update(key_bytes(f"{record.where}\0{record.changed}\n"))
         fingerprint = digest.hexdigest()[:16]
 
         place = (cache or cache_folder()) / "decoded" / f"{fingerprint}-{stamps.hexdigest()[:8]}"

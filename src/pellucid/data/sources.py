@@ -111,9 +111,9 @@ class FolderSource:
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root)
+        self.root = Path(root).absolute()
         if not self.root.is_dir():
-            raise ValueError(f"{self.root} is {'not a folder' if self.root.exists() else 'not there'}")
+            raise ValueError(f"{root} is {'not a folder' if self.root.exists() else 'not there'}")
         self.others: dict[str, int] = {}
         """Files that are no images, counted by extension."""
         self.unreadable: Sequence[tuple[str, str]] = []
@@ -138,7 +138,8 @@ class FolderSource:
         for split, parents, path, mask in found:
             size, changed = _stat(path)
             if mask is not None:
-                changed = max(changed, _stat(mask)[1])
+                mask_size, mask_changed = _stat(mask)
+                size, changed = size + mask_size, max(changed, mask_changed)
             records.append(
                 Record(
                     key=unicodedata.normalize("NFC", path.relative_to(self.root).as_posix()),
@@ -422,7 +423,7 @@ def _expand(paths: str | os.PathLike[str], suffix: str) -> list[Path]:
         found = sorted(Path(p) for p in glob.glob(text))
     if not found:
         raise ValueError(f"no {suffix} file at {text}; give a file, a folder of them, or a pattern with *")
-    return found
+    return [path.absolute() for path in found]
 
 
 def _labels(values: Sequence[Any], names: tuple[str, ...]) -> tuple[list[int] | None, tuple[str, ...]]:
