@@ -1,0 +1,618 @@
+"""One class a command: its fields are its options, its docstring its help, `run` what it does."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from pellucid.cli.console import Progress, say, written
+
+if TYPE_CHECKING:
+    from pellucid.model import Model
+
+Scale = Literal["tiny", "cpu", "gpu", "paper"]
+Settings = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="NAME=VALUE ...")]
+Short = tyro.conf.arg
+
+
+@dataclass
+class Doctor:
+    """Look through a collection of pictures before training starts.
+
+    Example:  pellucid doctor ./photos --size 64
+    """
+
+    path: tyro.conf.Positional[str]
+    """A folder, a parquet or tar file, or hf:NAME."""
+    size: int = 64
+    """The size you mean to train at, in pixels."""
+    json: Path | None = None
+    """Also write the findings here."""
+
+    def run(self) -> None:
+        from pellucid.data.doctor import examine
+
+        report = examine(self.path, self.size)
+        for line in report.lines():
+            say(line)
+        written(self.json, report.to_dict())
+
+
+@dataclass
+class DataCommand:
+    """List the built-in data sets, fetch one, or show what a data set looks like.
+
+    Example:  pellucid data get emoji
+    """
+
+    action: tyro.conf.Positional[Literal["list", "get", "show"]]
+    """list: what there is; get: fetch a set; show: write a picture of some samples."""
+    name: tyro.conf.Positional[str] = ""
+    """A set for `get`; anything that --data takes for `show`."""
+    size: int = 64
+    """Size of the samples that `show` draws."""
+    out: Path = Path("data.png")
+    """Where `show` writes."""
+    json: Path | None = None
+    """Also write what is listed here."""
+
+    def run(self) -> None:
+        from pellucid.data import fetch
+
+        if self.action == "list":
+            self._list()
+        elif self.action == "get":
+            if not self.name:
+                raise ValueError(f"name a set to fetch: {', '.join(fetch.COLLECTIONS)}")
+            fetch.get(self.name, say=say)
+        else:
+            self._show()
+
+    def _list(self) -> None:
+        from pellucid.data import fetch
+        from pellucid.data.catalog import BUILT_IN
+
+        listed = {}
+        for name, about in BUILT_IN.items():
+            spec = fetch.COLLECTIONS.get(name)
+            state = "ready" if spec is None or fetch.have(name) else f"`pellucid data get {name}` fetches it"
+            listed[name] = {"about": about, "state": state, "licence": spec.licence if spec else "Apache-2.0, made here"}
+            say(f"{name:9} {about}\n{'':9} {state}; licence: {listed[name]['licence']}")
+        written(self.json, listed)
+
+    def _show(self) -> None:
+        import numpy as np
+        import torch
+
+        from pellucid.data.catalog import open_data
+        from pellucid.train.preview import grid, overlay, save_png
+
+        if not self.name:
+            raise ValueError("name what to show: a built-in set, a folder, a parquet or tar file, or hf:NAME")
+        data = open_data(self.name, size=self.size)
+        batch = data.batch(np.arange(min(32, len(data))))
+        rows = [batch.x0] if batch.masks is None else [batch.x0, overlay(batch.x0, batch.masks)]
+        out = free(self.out)
+        save_png(out, grid(torch.cat([r.expand(-1, 3, -1, -1) for r in rows])), {"data": self.name, "size": self.size})
+        say(f"{len(data)} pictures in the training split; some of them in {out}")
+
+
+@dataclass
+class Train:
+    """Train a recipe on a folder of pictures. Started again, it continues.
+
+    Example:  pellucid train factorized --data ./photos --size 64
+    """
+
+    recipe: tyro.conf.Positional[str]
+    """What to train; `pellucid train list` names them all."""
+    data: str = "scenes"
+    """A folder, a parquet or tar file, hf:NAME, or a built-in set (`pellucid data list`)."""
+    size: int | None = None
+    """Pixels of a side; pictures are scaled and cropped to it. By default what the scale is made for."""
+    scale: Scale = "cpu"
+    """How large the network is and how long it trains."""
+    steps: int | None = None
+    """Optimiser steps, where not the recipe's."""
+    batch_size: int | None = None
+    """Pictures a step."""
+    micro_batches: int | None = None
+    """Compute each batch in so many parts, where memory is short; the result is the same kind of step."""
+    seed: int = 0
+    """Decides the weights, the order and every noise."""
+    out: Path | None = None
+    """The run folder; by default runs/RECIPE-DATA-SIZE-SCALE-SEED."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """bf16 is fast where the processor has it, and very slow where it has to be emulated."""
+    compile: bool = False
+    """Compile the network first: minutes at the start, faster after."""
+    channels: Literal[1, 3] = 3
+    """1 for grey pictures."""
+    limit: int | None = None
+    """Use at most so many pictures."""
+    resume: bool = True
+    """Continue the run where the folder holds one; --no-resume refuses instead."""
+    json: Path | None = None
+    """Also write the outcome here."""
+
+    def run(self) -> None:
+        from pellucid.recipes import recipes
+
+        if self.recipe == "list":
+            for name in recipes():
+                say(name)
+            return
+        from pellucid.data.catalog import open_data
+        from pellucid.recipes import DataSpec, build, recipe, recipe_to_json
+        from pellucid.train.trainer import device_of, train
+
+        if self.recipe not in recipes():
+            recipe(self.recipe, self.scale, DataSpec(spec=self.data, size=32))  # raises with what is near
+        size = self.size or {"tiny": 16, "cpu": 32, "gpu": 64, "paper": 64}[self.scale]
+        device_of(self.device)
+        data = open_data(self.data, size=size, channels=self.channels, limit=self.limit)
+        options = {
+            name: getattr(self, name)
+            for name in ("steps", "batch_size", "micro_batches", "precision")
+            if getattr(self, name) is not None
+        }
+        made = recipe(
+            self.recipe,
+            self.scale,
+            DataSpec(spec=self.data, size=size, channels=self.channels, class_names=data.class_names, limit=self.limit),
+            seed=self.seed,
+            device=self.device,
+            compile=self.compile,
+            **options,
+        )
+        where = self.out or Path("runs", f"{self.recipe}-{slug(self.data)}-{size}-{self.scale}-{self.seed}")
+        if made.train.precision == "bf16" and device_of(self.device).type == "cpu" and not _cpu_has_bf16():
+            say("note: this processor has no bf16 arithmetic and emulates it, many times slower than fp32")
+        say(f"{self.recipe} at scale {self.scale} on {self.data}: {len(data)} pictures, run folder {where}")
+        with Progress() as progress:
+            result = train(
+                build(made), data, made.train, where, meta=recipe_to_json(made),
+                preview=preview_of(made, where), resume=self.resume, on_event=progress.on_event,
+            )  # fmt: skip
+        if result.state == "paused":
+            say(f"paused at step {result.step}; the same command continues it")
+        else:
+            say(f"done: {result.step} steps, {result.images_per_second:.0f} images/s. Next:")
+            say(f"  pellucid sample {where} -n 64 --out out/")
+            say(f"  pellucid read {where} photo.jpg --out out/")
+        written(
+            self.json,
+            {
+                "run": str(where), "state": result.state, "step": result.step, "seconds": result.seconds,
+                "images_per_second": result.images_per_second,
+            },
+        )  # fmt: skip
+
+
+def preview_of(made: Any, where: Path) -> Any:
+    """A picture of what the model makes, at the same seed each time: samples, and their masks under them."""
+
+    def draw(method: Any, step: int, path: Path) -> None:
+        import torch
+
+        from pellucid.train.preview import grid, overlay, save_png
+
+        if not method.controls:
+            return
+        sample = method.sample(8, torch.Generator().manual_seed(made.train.seed), num_steps=25)
+        rows = [sample.images.cpu().expand(-1, 3, -1, -1)]
+        if "masks" in sample.readouts:
+            rows.append(overlay(sample.images.cpu(), sample.readouts["masks"].argmax(1).cpu()))
+        about = {"recipe": made.method, "step": step, "seed": made.train.seed, "controls": dict(sample.controls)}
+        save_png(path, grid(torch.cat(rows)), about)
+
+    return draw
+
+
+@dataclass
+class Sample:
+    """Generate pictures, with whatever the model reads in them.
+
+    Example:  pellucid sample runs/NAME -n 64 --out out/ --set num_steps=100
+    """
+
+    run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(name="run")]
+    """A run folder, an exported folder, or hf:OWNER/NAME."""
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 16
+    """How many."""
+    out: Path = Path("out")
+    """Folder to write into; files that are there are kept."""
+    seed: int = 0
+    """The same seed gives the same pictures."""
+    settings: Settings = ()
+    """Controls, as the model declares them; `pellucid sample RUN --controls` lists them."""
+    controls: bool = False
+    """List the model's controls and stop."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    json: Path | None = None
+    """Also write what was made here."""
+
+    def run(self) -> None:
+        from pellucid.model import load
+
+        model = load(self.run_folder, device=self.device)
+        if self.controls:
+            list_controls(model)
+            return
+        chosen = parse(self.settings)
+        sample = model.sample(self.n, seed=self.seed, **chosen)
+        write_sample(model, sample, self.out, {"run": self.run_folder, "seed": self.seed}, self.json)
+
+
+@dataclass
+class Read:
+    """Read pictures: region masks at each picture's own size, and every other readout.
+
+    Writes NAME-overlay.png, NAME-regions.png (pixel values are region numbers) and NAME.json.
+
+    Example:  pellucid read runs/NAME photo.jpg --out out/
+    """
+
+    run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(name="run")]
+    """A run folder, an exported folder, or hf:OWNER/NAME."""
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """One or more pictures, of any mode and size."""
+    out: Path = Path("out")
+    """Folder to write into; files that are there are kept."""
+    seed: int = 0
+    """Of the little noise that reading adds."""
+    settings: Settings = ()
+    """Controls that reading takes, such as label=NAME for a class-conditional model."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    json: Path | None = None
+    """Also write all readings here."""
+
+    def run(self) -> None:
+        import numpy as np
+        import torch
+
+        from pellucid.data.images import to_uint8, to_unit
+        from pellucid.model import load
+        from pellucid.train.preview import indexed, overlay, save_png
+
+        if not self.images:
+            raise ValueError("name one or more pictures to read")
+        model = load(self.run_folder, device=self.device)
+        chosen = parse(self.settings)
+        readings = {}
+        for path in self.images:
+            reading = model.read(path, seed=self.seed, **chosen)
+            about = {"run": self.run_folder, "seed": self.seed, "picture": path.name, "controls": chosen}
+            found: dict[str, Any] = {k: v.tolist() for k, v in reading.values.items() if v.ndim < 2}
+            if reading.masks is not None:
+                labels = reading.labels
+                found["region_pixels"] = np.bincount(labels.flatten(), minlength=len(reading.masks)).tolist()
+                found["size"] = list(reading.image.size)
+                x = to_unit(np.asarray(reading.image)[None])
+                tinted = to_uint8(overlay(x, torch.from_numpy(labels)[None]))[0]
+                from PIL import Image
+
+                first = free(self.out / f"{path.stem}-overlay.png")
+                save_png(first, Image.fromarray(tinted), about)
+                save_png(free(self.out / f"{path.stem}-regions.png"), indexed(labels), about)
+                say(f"{path.name}: {first}; shares {', '.join(f'{s:.0%}' for s in found.get('shares', []))}")
+            written(free(self.out / f"{path.stem}.json"), about | {"readouts": found})
+            readings[str(path)] = found
+        written(self.json, readings)
+
+
+@dataclass
+class Edit:
+    """Read a picture, change some controls, sample: regenerate a region, vary, or blend two pictures.
+
+    Example:  pellucid edit runs/NAME photo.jpg --set regions=1 -n 4 --out out/
+    """
+
+    run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(name="run")]
+    """A run folder, an exported folder, or hf:OWNER/NAME."""
+    image: tyro.conf.Positional[Path]
+    """The picture to start from."""
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 4
+    """How many versions."""
+    settings: Settings = ()
+    """Controls, e.g. regions=1 keeps all but region 1; blend_with=other.jpg blend=0.3; strength=0.5."""
+    out: Path = Path("out")
+    """Folder to write into; files that are there are kept."""
+    seed: int = 0
+    """The same seed gives the same versions."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    json: Path | None = None
+    """Also write what was made here."""
+
+    def run(self) -> None:
+        from pellucid.model import load
+
+        model = load(self.run_folder, device=self.device)
+        if "image" not in model.controls:
+            raise ValueError(f"{model.recipe.method} edits no pictures: it declares no `image` control")
+        chosen = parse(self.settings)
+        sample = model.edit(self.image, n=self.n, seed=self.seed, **chosen)
+        about = {"run": self.run_folder, "seed": self.seed, "picture": self.image.name, "set": list(self.settings)}
+        write_sample(model, sample, self.out, about, self.json)
+
+
+@dataclass
+class Evaluate:
+    """Score a model's masks on pictures whose masks are known, beside simple baselines.
+
+    A folder holds images/ and masks/ with pictures of the same names (0 is ground).
+
+    Example:  pellucid evaluate runs/NAME --data ./labelled
+    """
+
+    run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(name="run")]
+    """A run folder, an exported folder, or hf:OWNER/NAME."""
+    data: str = "scenes"
+    """A labelled folder, or a built-in set with masks: scenes, emoji, clipart."""
+    limit: int = 1000
+    """At most so many pictures."""
+    seed: int = 0
+    """Of the little noise that reading adds."""
+    settings: Settings = ()
+    """Controls that reading takes, such as label=NAME."""
+    label_map: Path | None = None
+    """A JSON file {class of the data: class of the model}, for a class-conditional model on another data set."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    json: Path | None = None
+    """Also write the scores here."""
+
+    def run(self) -> None:
+        from pellucid.evaluate import evaluate, evaluate_mapped, record, table
+        from pellucid.model import load
+
+        model = load(self.run_folder, device=self.device)
+        if self.label_map is not None:
+            mapping = json.loads(self.label_map.read_text())
+            result = evaluate_mapped(model, self.data, mapping, limit=self.limit, seed=self.seed)
+        else:
+            result = evaluate(model, self.data, limit=self.limit, seed=self.seed, **parse(self.settings))
+        for line in table(result):
+            say(line)
+        say(f"{result['pictures_scored']} pictures of {self.data}; one assignment: chosen on other pictures")
+        if (Path(self.run_folder) / "checkpoints").is_dir():
+            record(Path(self.run_folder), result)
+        written(self.json, result)
+
+
+@dataclass
+class Reproduce:
+    """Make a table of the papers again: ours and the baselines on the same data, budget and seeds.
+
+    Example:  pellucid reproduce factorized-segment --scale cpu --seeds 3
+    """
+
+    table: tyro.conf.Positional[str]
+    """Which; `pellucid reproduce list` names them all."""
+    scale: Scale = "cpu"
+    """How large the networks are and how long they train."""
+    seeds: int = 1
+    """Train everything so many times, from different seeds, and print the spread."""
+    data: tuple[str, ...] = ()
+    """Instead of the table's own data sets."""
+    size: int | None = None
+    """Pixels of a side, where not the scale's."""
+    steps: int | None = None
+    """Optimiser steps of every method, where not the recipes'."""
+    out: Path = Path("reproduced")
+    """Folder for the table, its pictures, and the runs, which later tables use again."""
+    json: Path | None = None
+    """Also write the table here."""
+
+    def run(self) -> None:
+        from pellucid.reproduce import TABLES
+
+        if self.table == "list":
+            for name, table in TABLES.items():
+                say(f"{name:24} {table.about}")
+            return
+        if self.table not in TABLES:
+            raise ValueError(f"no table named {self.table!r}; there are {', '.join(TABLES)}")
+        report = TABLES[self.table].run(
+            scale=self.scale, seeds=self.seeds, out=self.out, data=self.data, size=self.size, steps=self.steps, say=say
+        )
+        for line in report.lines():
+            say(line)
+        say(f"written to {self.out / report.name}.json and .txt, pictures beside them")
+        written(self.json, report.to_json())
+
+
+@dataclass
+class Bench:
+    """Measure speed and memory against peers, as ratios in one run (from a checkout of the project).
+
+    Example:  pellucid bench --quick
+    """
+
+    quick: bool = False
+    """Fewer repetitions."""
+    only: str = ""
+    """One benchmark by name."""
+    folder: Path = Path("benchmarks")
+    """Where the benchmarks are."""
+    json: Path | None = None
+    """Also write the figures here."""
+
+    def run(self) -> None:
+        import runpy
+
+        files = sorted(self.folder.glob("*.py"))
+        if self.only:
+            files = [f for f in files if f.stem == self.only]
+        if not files:
+            raise ValueError(f"no benchmark {self.only or ''} in {self.folder}; run this from a checkout of pellucid")
+        rows: list[dict[str, Any]] = []
+        for file in files:
+            rows += runpy.run_path(str(file))["run"](self.quick)
+        say(f"{'':44} {'ours':>10} {'peer':>10} {'ratio':>7}  target")
+        for row in rows:
+            say(
+                f"{row['name']:44} {row['ours']:>10.4g} {row['peer']:>10.4g} {row['ratio']:>7.2f}  {row['target']} ({row['unit']})"
+            )
+        written(self.json, rows)
+
+
+@dataclass
+class Export:
+    """Write a run as a folder to share: safetensors, config and a model card.
+
+    Example:  pellucid export runs/NAME --out my-model
+    """
+
+    run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(name="run")]
+    """A run folder."""
+    out: Path
+    """A folder that is not there yet."""
+    which: Literal["last", "best"] = "last"
+    """Which checkpoint."""
+    json: Path | None = None
+    """Also write what was exported here."""
+
+    def run(self) -> None:
+        from pellucid.export import export
+
+        folder = export(self.run_folder, self.out, which=self.which)
+        files = sorted(p.name for p in folder.iterdir())
+        say(f"{folder}: {', '.join(files)}. `pellucid.load({str(folder)!r})` takes it, and so does the hub")
+        written(self.json, {"folder": str(folder), "files": files})
+
+
+@dataclass
+class Demo:
+    """Learn from pictures alone, in minutes: generate, segment, score, and write a page that shows it.
+
+    Example:  pellucid demo --data emoji
+    """
+
+    data: str = "scenes"
+    """scenes, emoji, clipart, photos, fashion, or any folder of pictures."""
+    out: Path = Path("demo")
+    """Folder for the run and the page; started again, it continues."""
+    size: int = 32
+    """Pixels of a side."""
+    steps: int | None = None
+    """Optimiser steps, where not the recipe's."""
+    json: Path | None = None
+    """Also write the scores here."""
+
+    def run(self) -> None:
+        from pellucid.cli.demo import demo
+
+        start = time.perf_counter()
+        with Progress() as progress:
+            page, scores = demo(self.data, self.out, size=self.size, steps=self.steps, say=say, on_event=progress.on_event)
+        say(f"{page} shows it all ({time.perf_counter() - start:.0f} s)")
+        written(self.json, scores)
+
+
+# ---- what several commands share -----------------------------------------------------------------
+
+
+def slug(text: str) -> str:
+    """A name for a folder."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", Path(text).name if "/" in text else text).strip("-") or "data"
+
+
+def free(path: Path) -> Path:
+    """The path, or the first NAME-2, NAME-3, ... that is not there: nothing is overwritten."""
+    candidate, number = path, 2
+    while candidate.exists():
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        number += 1
+    return candidate
+
+
+def parse(settings: tuple[str, ...]) -> dict[str, Any]:
+    """("num_steps=50", "regions=0,2") -> {"num_steps": 50, "regions": (0, 2)}; checking is the model's."""
+    found: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or not name:
+            raise ValueError(f"{setting!r} is no setting; write NAME=VALUE")
+        found[name.replace("-", "_")] = _value(name, text)
+    return found
+
+
+def _value(name: str, text: str) -> Any:
+    if name == "regions":
+        try:
+            return tuple(int(v) for v in text.split(","))
+        except ValueError:
+            raise ValueError(f"regions is {text!r}; write region numbers, such as regions=1 or regions=0,2") from None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def list_controls(model: Model) -> None:
+    for name, control in model.controls.items():
+        span = f" [{control.low:g} to {control.high:g}]" if control.low is not None and control.high is not None else ""
+        choices = f" one of {', '.join(control.choices)}" if control.choices else ""
+        default = "" if control.default is None else f" (default {control.default})"
+        say(f"{name:16} {control.kind}{span}{choices}{default}: {control.help}")
+
+
+def write_sample(model: Model, sample: Any, out: Path, about: dict[str, Any], report: Path | None) -> None:
+    """Every image, its masks, a sheet of all, and the states along the process where they were kept."""
+    import torch
+    from PIL import Image
+
+    from pellucid.data.images import to_uint8
+    from pellucid.train.preview import grid, indexed, overlay, save_png
+
+    images = sample.images.cpu()
+    about = about | {"recipe": model.recipe.method, "controls": dict(sample.controls)}
+    masks = sample.readouts.get("masks")
+    labels = None if masks is None else masks.argmax(1).cpu()
+    files = []
+    for i, pixels in enumerate(to_uint8(images.expand(-1, 3, -1, -1))):
+        path = free(out / f"sample-{i:04d}.png")
+        save_png(path, Image.fromarray(pixels), about | {"number": i})
+        files.append(path.name)
+        if labels is not None:
+            save_png(path.with_name(f"{path.stem}-regions.png"), indexed(labels[i].numpy()), about | {"number": i})
+    sheet = [images.expand(-1, 3, -1, -1)]
+    if labels is not None:
+        sheet = [t for pair in zip(images.expand(-1, 3, -1, -1).split(8), overlay(images, labels).split(8), strict=True) for t in pair]
+    path = free(out / "sheet.png")
+    save_png(path, grid(torch.cat(sheet)), about)
+    if sample.trace:
+        _write_trace(sample, free(out / "process.png"), about)
+    say(f"{len(files)} images in {out}, all of them on {path}")
+    written(report, about | {"files": files, "sheet": path.name})
+
+
+def _write_trace(sample: Any, path: Path, about: dict[str, Any]) -> None:
+    """How the first images and their masks come out of the noise, left to right."""
+    import torch
+
+    from pellucid.train.preview import grid, overlay, save_png
+
+    rows = []
+    for i in range(min(4, len(sample.images))):
+        states = [s for _, s in sample.trace]
+        pictures = torch.stack([s.images[i] for s in states]).cpu()
+        rows.append(pictures.expand(-1, 3, -1, -1))
+        if "masks" in states[0].readouts:
+            labels = torch.stack([s.readouts["masks"][i].argmax(0) for s in states]).cpu()
+            rows.append(overlay(pictures, labels))
+    save_png(path, grid(torch.cat(rows), columns=len(sample.trace)), about | {"times": [t for t, _ in sample.trace]})

@@ -1,0 +1,74 @@
+"""What the command line prints: lines, a live progress line, and JSON files."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def written(path: Path | None, value: Any) -> None:
+    """Write JSON, complete or not at all; nothing where no path was given."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(part, path)
+
+
+class Progress:
+    """Training on one live line: step, loss terms, images/s, time left. Plain lines where there is no terminal."""
+
+    def __init__(self, every: float = 10.0) -> None:
+        self.live = sys.stderr.isatty()
+        self.every, self.last = every, 0.0
+        self.steps, self.begun, self.first = 0, 0.0, 0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            sys.stderr.write("\n")
+
+    def on_event(self, kind: str, figures: dict[str, Any]) -> None:
+        if kind == "start":
+            self.steps, self.begun, self.first = figures["steps"], time.perf_counter(), figures["step"]
+            if self.first:
+                self._line(f"continuing at step {self.first} of {self.steps}", end=True)
+        elif kind == "note":
+            self._line(f"note: {figures['text']}", end=True)
+        elif kind == "step":
+            now = time.perf_counter()
+            if not self.live and now - self.last < self.every and figures["step"] < self.steps:
+                return
+            self.last = now
+            done = max(1, figures["step"] - self.first)
+            left = (now - self.begun) / done * (self.steps - figures["step"])
+            terms = " ".join(
+                f"{k} {v:.4f}" for k, v in figures.items() if isinstance(v, float) and k not in ("images_per_second", "lr")
+            )
+            rate = figures["images_per_second"]
+            self._line(f"step {figures['step']}/{self.steps}  {terms}  {rate:.0f} images/s  {_clock(left)} left")
+
+    def _line(self, text: str, *, end: bool = False) -> None:
+        if self.live:
+            sys.stderr.write("\r\x1b[2K" + text[: os.get_terminal_size(2).columns - 1] + ("\n" if end else ""))
+        else:
+            sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

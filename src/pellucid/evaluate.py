@@ -1,0 +1,156 @@
+"""A trained model scored on pictures with known masks."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pellucid.data.catalog import open_data
+from pellucid.data.images import Dataset
+from pellucid.methods.baselines import segmenters
+from pellucid.metrics.segmentation import choose_assignment, oracle_assignment, score, smallest_share
+from pellucid.model import Model
+
+
+def read_all(model: Model, data: Dataset, *, seed: int = 0, batch: int = 64, **controls: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """(images, masks (N, K, H, W), truth (N, H, W) bool) of a whole data set, on the CPU."""
+    rng = torch.Generator().manual_seed(seed)
+    images, masks, truth = [], [], []
+    for start in range(0, len(data), batch):
+        part = data.batch(np.arange(start, min(start + batch, len(data))))
+        if part.masks is None:
+            raise ValueError(
+                "these pictures have no masks to score against: give a folder with images/ and masks/ holding "
+                "pictures of the same names (0 is ground), or one of the built-in sets with masks: scenes, emoji, clipart"
+            )
+        found = model.method.read(part.x0.to(model.device), rng, **controls)
+        if "masks" not in found:
+            raise ValueError(f"{model.recipe.method} reads no masks; there is nothing to score")
+        images.append(part.x0)
+        masks.append(found["masks"].cpu())
+        truth.append(part.masks > 0)
+    return torch.cat(images), torch.cat(masks), torch.cat(truth)
+
+
+def evaluate(model: Model, spec: str, *, limit: int = 1000, seed: int = 0, **controls: Any) -> dict[str, Any]:
+    """Both assignment protocols, and simple baselines on the same pictures.
+
+    One assignment for the data set needs pictures to choose it on: the validation split of a built-in
+    set, and of a folder its first half, which then is not scored; a folder of one picture has only the
+    oracle's figures.
+    """
+    size, channels = model.recipe.data.size, model.recipe.data.channels
+    if Path(spec).expanduser().exists():
+        whole = [open_data(spec, size=size, channels=channels, split=s) for s in _splits(spec)]  # type: ignore[arg-type]
+        parts = [read_all(model, d, seed=seed, **controls) for d in whole]
+        x, masks, truth = (torch.cat([p[i] for p in parts])[:limit] for i in range(3))
+        half = len(x) // 2
+        chosen, scored = (slice(0, half), slice(half, None)) if half else (None, slice(0, None))
+    else:
+        val = read_all(model, open_data(spec, size=size, channels=channels, split="val", limit=limit), seed=seed, **controls)
+        test = read_all(model, open_data(spec, size=size, channels=channels, split="test", limit=limit), seed=seed, **controls)
+        x, masks, truth = (torch.cat(pair) for pair in zip(val, test, strict=True))
+        chosen, scored = slice(0, len(val[0])), slice(len(val[0]), None)
+    rng = torch.Generator().manual_seed(seed)
+    k = masks.shape[1]
+    rows = {
+        model.recipe.method: masks,
+        "Otsu": segmenters.otsu(x, 2),
+        "k-means, colour + place": segmenters.colour_position_kmeans(x, max(2, k), rng),
+        "border rule": segmenters.border_rule(x, rng),
+        "centre box": segmenters.centre_box(x),
+    }
+    figures: dict[str, Any] = {}
+    for name, regions in rows.items():
+        found: dict[str, float] = score(regions[scored], truth[scored], oracle_assignment(regions[scored], truth[scored])).summary()
+        if chosen is not None:
+            fixed = choose_assignment(regions[chosen], truth[chosen])
+            found |= score(regions[scored], truth[scored], fixed).summary()
+            found["foreground_regions"] = sorted(fixed.regions)  # type: ignore[assignment]
+        found["smallest_region"] = smallest_share(regions[scored])
+        figures[name] = found
+    return {
+        "data": spec,
+        "pictures_scored": int(len(truth[scored])),
+        "pictures_to_choose_on": int(len(truth[chosen])) if chosen is not None else 0,
+        "size": size,
+        "scores": figures,
+    }
+
+
+def _splits(spec: str) -> tuple[str, ...]:
+    """Every split of a user's folder: what is given to be scored is scored, wherever training would put it."""
+    found = []
+    for split in ("train", "val", "test"):
+        try:
+            open_data(spec, size=8, split=split)  # type: ignore[arg-type]
+        except ValueError:
+            continue
+        found.append(split)
+    return tuple(found) or ("train",)
+
+
+def table(result: Mapping[str, Any]) -> list[str]:
+    """The scores as aligned text."""
+    columns = [("dataset_iou", "IoU, one assignment"), ("oracle_iou", "IoU, oracle"), ("smallest_region", "smallest region")]
+    rows = [["", *(title for _, title in columns)]]
+    for name, figures in result["scores"].items():
+        rows.append([name, *(f"{figures[key]:.3f}" if key in figures else "-" for key, _ in columns)])
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    return ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+
+
+def record(run: Path, result: Mapping[str, Any]) -> None:
+    """Keep the newest evaluation on each data set in RUN/metrics.json."""
+    path = run / "metrics.json"
+    there = json.loads(path.read_text()) if path.is_file() else {}
+    there[result["data"]] = dict(result)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(there, indent=1) + "\n")
+    os.replace(part, path)
+
+
+def evaluate_mapped(
+    model: Model, spec: str, mapping: Mapping[str, str], *, limit: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """Zero-shot transfer by a label map (Yuan's thesis, section 2.5.4): each picture is read as the class
+    of the model that its own class maps to.
+
+    `spec` is a labelled folder with class sub-folders below images/ and masks/. Figures are the oracle's
+    over all classes, and for each class alone.
+    """
+    data = open_data(spec, size=model.recipe.data.size, channels=model.recipe.data.channels, split="test", limit=limit)
+    unknown = sorted(set(mapping) - set(data.class_names))
+    if unknown or not data.class_names:
+        raise ValueError(f"the label map names classes that {spec} does not have: {unknown}; it has {list(data.class_names)}")
+    rng = torch.Generator().manual_seed(seed)
+    by_class: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for start in range(0, len(data), 64):
+        part = data.batch(np.arange(start, min(start + 64, len(data))))
+        if part.masks is None or part.labels is None:
+            raise ValueError(f"{spec} needs masks and classes to be scored by a label map")
+        for label in part.labels.unique().tolist():
+            name = data.class_names[label]
+            if name in mapping:
+                rows = part.labels == label
+                found = model.method.read(part.x0[rows].to(model.device), rng, label=mapping[name])["masks"].cpu()
+                by_class.setdefault(name, []).append((found, part.masks[rows] > 0))
+    figures = {}
+    everything: list[tuple[Tensor, Tensor]] = []
+    for name, parts in sorted(by_class.items()):
+        masks, truth = (torch.cat([p[i] for p in parts]) for i in range(2))
+        figures[f"{name} as {mapping[name]}"] = score(masks, truth, oracle_assignment(masks, truth)).summary()
+        everything.append((masks, truth))
+    masks, truth = (torch.cat([p[i] for p in everything]) for i in range(2))
+    figures["all classes"] = score(masks, truth, oracle_assignment(masks, truth)).summary()
+    return {
+        "data": spec, "pictures_scored": len(truth), "pictures_to_choose_on": 0,
+        "size": model.recipe.data.size, "scores": figures,
+    }  # fmt: skip

@@ -1,0 +1,198 @@
+"""A trained model, as a user holds it: `pellucid.load(...)`, then `sample`, `read`, `edit`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from pellucid.data.decode import decode
+from pellucid.data.images import to_uint8, to_unit
+from pellucid.methods.base import Method
+from pellucid.recipes import Recipe, build, recipe_from_json
+from pellucid.train.checkpoint import load_weights, read_safetensors
+from pellucid.train.trainer import device_of
+from pellucid.types import Sample
+
+Picture = str | Path | Image.Image | np.ndarray | Tensor
+MAX_READ_ASPECT = 4
+"""A picture longer than this many times its width is refused: reading it would take memory out of proportion."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a model found in one picture."""
+
+    image: Image.Image
+    """The picture as it was read, at its own size."""
+    masks: Tensor | None
+    """(K, H, W) float at the picture's own size, where the model reads masks."""
+    values: Mapping[str, Tensor]
+    """Every other readout, without a batch axis."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(H, W) uint8: each pixel's most likely region. Raises ValueError where there are no masks."""
+        if self.masks is None:
+            raise ValueError("this model reads no masks")
+        return self.masks.argmax(0).to(torch.uint8).numpy()
+
+
+class Model:
+    """A method with its trained weights and everything that its run knows of it."""
+
+    def __init__(self, method: Method, recipe: Recipe, origin: str) -> None:
+        self.method, self.recipe, self.origin = method.eval(), recipe, origin
+
+    @property
+    def controls(self) -> Mapping[str, Any]:
+        return self.method.controls
+
+    @property
+    def readouts(self) -> Mapping[str, Any]:
+        return self.method.readouts
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.method.parameters()).device
+
+    def sample(self, n: int = 16, *, seed: int = 0, batch: int = 64, **controls: Any) -> Sample:
+        """n images with their readouts; the same seed gives the same images.
+
+        Controls are those of `model.controls`; picture controls also take paths and PIL pictures.
+        Raises ValueError for an unknown control or a value out of its range.
+        """
+        if n < 1:
+            raise ValueError(f"n is {n}; ask for at least one image")
+        given = {
+            k: self._square(v)
+            if k in self.controls and self.controls[k].kind == "image" and v is not None
+            else v
+            for k, v in controls.items()
+        }
+        rng = torch.Generator().manual_seed(seed)
+        parts = [self.method.sample(min(batch, n - i), rng, **given) for i in range(0, n, batch)]
+        if len(parts) == 1:
+            return parts[0]
+        return Sample(
+            images=torch.cat([p.images for p in parts]),
+            readouts={k: torch.cat([p.readouts[k] for p in parts]) for k in parts[0].readouts},
+            controls=parts[0].controls,
+            trace=parts[0].trace,
+        )
+
+    def read(self, image: Picture, *, seed: int = 0, **controls: Any) -> Reading:
+        """What the model finds in one picture of any mode and size; masks come at its own size.
+
+        The picture is read whole, its shorter side scaled to the model's size and both sides to
+        multiples of what the network needs; masks are scaled back softly and then compared.
+        """
+        picture = _open(image)
+        width, height = picture.size
+        if max(width, height) > MAX_READ_ASPECT * min(width, height):
+            raise ValueError(
+                f"the picture is {width}x{height}, longer than {MAX_READ_ASPECT} times its width; cut it in pieces"
+            )
+        size, stride = self.method.image_shape[-1], getattr(self.method, "stride", 1)
+        scale = size / min(width, height)
+        fitted = tuple(max(size, round(v * scale / stride) * stride) for v in (height, width))
+        x = self._tensor(picture.resize(fitted[::-1], Image.Resampling.LANCZOS))
+        rng = torch.Generator().manual_seed(seed)
+        found = self.method.read(x, rng, **controls)
+        masks = None
+        if "masks" in found:
+            masks = F.interpolate(found["masks"].float(), (height, width), mode="bilinear", align_corners=False)[0]
+            masks = masks.clamp(0, 1).cpu()
+            masks = masks / masks.sum(0)
+        rest = {k: v[0].cpu() for k, v in found.items() if k != "masks"}
+        return Reading(picture, masks, rest)
+
+    def edit(self, image: Picture, *, n: int = 1, seed: int = 0, **controls: Any) -> Sample:
+        """Read a picture, change some controls, sample: `edit("a.png", regions=(1,))` repaints region 1."""
+        return self.sample(n, seed=seed, image=image, **controls)
+
+    def _square(self, image: Picture) -> Tensor:
+        """A picture as the model generates it: shorter side to size, centre crop; (B, C, H, W) tensors pass."""
+        if isinstance(image, Tensor) and image.ndim == 4:
+            return image.to(self.device)
+        from pellucid.data.decode import prepare
+
+        channels, size, _ = self.method.image_shape
+        return to_unit(prepare(_open(image), size, channels)[None]).to(self.device)
+
+    def _tensor(self, picture: Image.Image) -> Tensor:
+        if self.method.image_shape[0] == 1:
+            picture = picture.convert("L")
+        pixels = np.asarray(picture)
+        return to_unit(pixels[None, ..., None] if pixels.ndim == 2 else pixels[None]).to(self.device)
+
+
+def _open(image: Picture) -> Image.Image:
+    """Any picture -> RGB. Arrays are uint8 (H, W[, C]); tensors (C, H, W) in [-1, 1]."""
+    if isinstance(image, str | Path):
+        return decode(Path(image))
+    if isinstance(image, Image.Image):
+        from io import BytesIO
+
+        buffer = BytesIO()  # through the one decoding policy, EXIF and alpha included
+        keep = image.info.get("exif")
+        image.save(buffer, "PNG", **({"exif": keep} if keep else {}))
+        return decode(buffer.getvalue())
+    if isinstance(image, Tensor):
+        if image.ndim != 3:
+            raise ValueError(f"a picture tensor is (C, H, W) in [-1, 1]; got {tuple(image.shape)}")
+        return Image.fromarray(to_uint8(image[None].expand(-1, 3, -1, -1) if len(image) == 1 else image[None])[0])
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3):
+        raise ValueError(f"a picture array is uint8 (H, W) or (H, W, C); got {array.dtype} {array.shape}")
+    return Image.fromarray(array).convert("RGB")
+
+
+def load(origin: str | Path, *, device: str = "auto", which: str = "last") -> Model:
+    """A trained model from a run folder, an exported folder, or `hf:OWNER/NAME`.
+
+    which: "last" or "best" checkpoint of a run. Weights are the averaged ones. Raises ValueError where
+    there is nothing to load, or its config is not one this version knows; nothing is ever unpickled.
+    """
+    if which not in ("last", "best"):
+        raise ValueError(f"which is {which!r}; it is last or best")
+    name = str(origin)
+    folder = _from_hub(name.removeprefix("hf:")) if name.startswith("hf:") else Path(origin)
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} is no run and no exported model: it has no config.json. `pellucid train` makes runs "
+            f"(in runs/ unless told otherwise)"
+        )
+    try:
+        data = json.loads(path.read_text())
+        made = recipe_from_json(data["recipe"], str(path))
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no config of pellucid: {error}") from None
+    exported = folder / "model.safetensors"
+    weights = read_safetensors(exported) if exported.is_file() else load_weights(folder, which=which)
+    method = build(made)
+    try:
+        method.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {folder} do not fit its config: {str(error).splitlines()[0]}") from None
+    return Model(method.to(device_of(device)), made, name)
+
+
+def _from_hub(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ValueError(f"loading hf:{name} needs huggingface_hub: pip install 'pellucid[data]'") from None
+    try:
+        return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors", "README.md"]))
+    except Exception as error:  # noqa: BLE001  the hub's client raises errors of many libraries
+        raise ValueError(f"hf:{name} could not be fetched: {error}") from None
