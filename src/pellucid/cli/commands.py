@@ -197,6 +197,12 @@ class Train:
         )  # fmt: skip
 
 
+def _cpu_has_bf16() -> bool:
+    import torch
+
+    return bool(torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported())
+
+
 def preview_of(made: Any, where: Path) -> Any:
     """A picture of what the model makes, at the same seed each time: samples, and their masks under them."""
 
