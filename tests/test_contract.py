@@ -66,11 +66,7 @@ def test_training_moves_every_parameter_that_a_player_owns(method):
     terms = two_steps(method)
     assert all(torch.isfinite(torch.tensor(v)) for t in terms for v in t.values())
     owned = {id(p) for stage in method.stages() for ps in stage.players.values() for p in ps}
-    still = [
-        k
-        for k, p in method.named_parameters()
-        if id(p) in owned and torch.equal(p, before[k])
-    ]
+    still = [k for k, p in method.named_parameters() if id(p) in owned and torch.equal(p, before[k])]
     # a layer behind a zero-initialised one gets its first gradient in the second step, and moves then
     assert not still
 

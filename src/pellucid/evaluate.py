@@ -19,7 +19,9 @@ from pellucid.metrics.segmentation import choose_assignment, oracle_assignment, 
 from pellucid.model import Model
 
 
-def read_all(model: Model, data: Dataset, *, seed: int = 0, batch: int = 64, **controls: Any) -> tuple[Tensor, Tensor, Tensor]:
+def read_all(
+    model: Model, data: Dataset, *, seed: int = 0, batch: int = 64, **controls: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     """(images, masks (N, K, H, W), truth (N, H, W) bool) of a whole data set, on the CPU."""
     rng = torch.Generator().manual_seed(seed)
     images, masks, truth = [], [], []
@@ -28,7 +30,7 @@ def read_all(model: Model, data: Dataset, *, seed: int = 0, batch: int = 64, **c
         if part.masks is None:
             raise ValueError(
                 "these pictures have no masks to score against: give a folder with images/ and masks/ holding "
-                "pictures of the same names (0 is ground), or one of the built-in sets with masks: scenes, emoji, clipart"
+                "pictures of the same names (0 is ground), or a built-in set with masks: scenes, emoji, clipart"
             )
         found = model.method.read(part.x0.to(model.device), rng, **controls)
         if "masks" not in found:
@@ -54,8 +56,18 @@ def evaluate(model: Model, spec: str, *, limit: int = 1000, seed: int = 0, **con
         half = len(x) // 2
         chosen, scored = (slice(0, half), slice(half, None)) if half else (None, slice(0, None))
     else:
-        val = read_all(model, open_data(spec, size=size, channels=channels, split="val", limit=limit), seed=seed, **controls)
-        test = read_all(model, open_data(spec, size=size, channels=channels, split="test", limit=limit), seed=seed, **controls)
+        val = read_all(
+            model,
+            open_data(spec, size=size, channels=channels, split="val", limit=limit),
+            seed=seed,
+            **controls,
+        )
+        test = read_all(
+            model,
+            open_data(spec, size=size, channels=channels, split="test", limit=limit),
+            seed=seed,
+            **controls,
+        )
         x, masks, truth = (torch.cat(pair) for pair in zip(val, test, strict=True))
         chosen, scored = slice(0, len(val[0])), slice(len(val[0]), None)
     rng = torch.Generator().manual_seed(seed)
@@ -69,7 +81,9 @@ def evaluate(model: Model, spec: str, *, limit: int = 1000, seed: int = 0, **con
     }
     figures: dict[str, Any] = {}
     for name, regions in rows.items():
-        found: dict[str, float] = score(regions[scored], truth[scored], oracle_assignment(regions[scored], truth[scored])).summary()
+        found: dict[str, float] = score(
+            regions[scored], truth[scored], oracle_assignment(regions[scored], truth[scored])
+        ).summary()
         if chosen is not None:
             fixed = choose_assignment(regions[chosen], truth[chosen])
             found |= score(regions[scored], truth[scored], fixed).summary()
@@ -78,8 +92,8 @@ def evaluate(model: Model, spec: str, *, limit: int = 1000, seed: int = 0, **con
         figures[name] = found
     return {
         "data": spec,
-        "pictures_scored": int(len(truth[scored])),
-        "pictures_to_choose_on": int(len(truth[chosen])) if chosen is not None else 0,
+        "pictures_scored": len(truth[scored]),
+        "pictures_to_choose_on": len(truth[chosen]) if chosen is not None else 0,
         "size": size,
         "scores": figures,
     }
@@ -99,7 +113,11 @@ def _splits(spec: str) -> tuple[str, ...]:
 
 def table(result: Mapping[str, Any]) -> list[str]:
     """The scores as aligned text."""
-    columns = [("dataset_iou", "IoU, one assignment"), ("oracle_iou", "IoU, oracle"), ("smallest_region", "smallest region")]
+    columns = [
+        ("dataset_iou", "IoU, one assignment"),
+        ("oracle_iou", "IoU, oracle"),
+        ("smallest_region", "smallest region"),
+    ]
     rows = [["", *(title for _, title in columns)]]
     for name, figures in result["scores"].items():
         rows.append([name, *(f"{figures[key]:.3f}" if key in figures else "-" for key, _ in columns)])
@@ -126,10 +144,14 @@ def evaluate_mapped(
     `spec` is a labelled folder with class sub-folders below images/ and masks/. Figures are the oracle's
     over all classes, and for each class alone.
     """
-    data = open_data(spec, size=model.recipe.data.size, channels=model.recipe.data.channels, split="test", limit=limit)
+    data = open_data(
+        spec, size=model.recipe.data.size, channels=model.recipe.data.channels, split="test", limit=limit
+    )
     unknown = sorted(set(mapping) - set(data.class_names))
     if unknown or not data.class_names:
-        raise ValueError(f"the label map names classes that {spec} does not have: {unknown}; it has {list(data.class_names)}")
+        raise ValueError(
+            f"the label map names classes that {spec} does not have: {unknown}; it has {list(data.class_names)}"
+        )
     rng = torch.Generator().manual_seed(seed)
     by_class: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for start in range(0, len(data), 64):
@@ -140,7 +162,9 @@ def evaluate_mapped(
             name = data.class_names[label]
             if name in mapping:
                 rows = part.labels == label
-                found = model.method.read(part.x0[rows].to(model.device), rng, label=mapping[name])["masks"].cpu()
+                found = model.method.read(part.x0[rows].to(model.device), rng, label=mapping[name])[
+                    "masks"
+                ].cpu()
                 by_class.setdefault(name, []).append((found, part.masks[rows] > 0))
     figures = {}
     everything: list[tuple[Tensor, Tensor]] = []

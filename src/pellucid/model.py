@@ -109,7 +109,9 @@ class Model:
         found = self.method.read(x, rng, **controls)
         masks = None
         if "masks" in found:
-            masks = F.interpolate(found["masks"].float(), (height, width), mode="bilinear", align_corners=False)[0]
+            masks = F.interpolate(
+                found["masks"].float(), (height, width), mode="bilinear", align_corners=False
+            )[0]
             masks = masks.clamp(0, 1).cpu()
             masks = masks / masks.sum(0)
         rest = {k: v[0].cpu() for k, v in found.items() if k != "masks"}
@@ -149,7 +151,9 @@ def _open(image: Picture) -> Image.Image:
     if isinstance(image, Tensor):
         if image.ndim != 3:
             raise ValueError(f"a picture tensor is (C, H, W) in [-1, 1]; got {tuple(image.shape)}")
-        return Image.fromarray(to_uint8(image[None].expand(-1, 3, -1, -1) if len(image) == 1 else image[None])[0])
+        return Image.fromarray(
+            to_uint8(image[None].expand(-1, 3, -1, -1) if len(image) == 1 else image[None])[0]
+        )
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim not in (2, 3):
         raise ValueError(f"a picture array is uint8 (H, W) or (H, W, C); got {array.dtype} {array.shape}")
@@ -183,7 +187,9 @@ def load(origin: str | Path, *, device: str = "auto", which: str = "last") -> Mo
     try:
         method.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"the weights in {folder} do not fit its config: {str(error).splitlines()[0]}") from None
+        raise ValueError(
+            f"the weights in {folder} do not fit its config: {str(error).splitlines()[0]}"
+        ) from None
     return Model(method.to(device_of(device)), made, name)
 
 
@@ -194,5 +200,5 @@ def _from_hub(name: str) -> Path:
         raise ValueError(f"loading hf:{name} needs huggingface_hub: pip install 'pellucid[data]'") from None
     try:
         return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors", "README.md"]))
-    except Exception as error:  # noqa: BLE001  the hub's client raises errors of many libraries
+    except Exception as error:
         raise ValueError(f"hf:{name} could not be fetched: {error}") from None

@@ -47,7 +47,7 @@ class Batch:
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""
-        move = lambda v: None if v is None else v.to(device, non_blocking=True)  # noqa: E731
+        move = lambda v: None if v is None else v.to(device, non_blocking=True)
         return Batch(
             x0=move(self.x0),
             labels=move(self.labels),

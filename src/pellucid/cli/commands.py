@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -82,7 +82,11 @@ class DataCommand:
         for name, about in BUILT_IN.items():
             spec = fetch.COLLECTIONS.get(name)
             state = "ready" if spec is None or fetch.have(name) else f"`pellucid data get {name}` fetches it"
-            listed[name] = {"about": about, "state": state, "licence": spec.licence if spec else "Apache-2.0, made here"}
+            listed[name] = {
+                "about": about,
+                "state": state,
+                "licence": spec.licence if spec else "Apache-2.0, made here",
+            }
             say(f"{name:9} {about}\n{'':9} {state}; licence: {listed[name]['licence']}")
         written(self.json, listed)
 
@@ -99,7 +103,11 @@ class DataCommand:
         batch = data.batch(np.arange(min(32, len(data))))
         rows = [batch.x0] if batch.masks is None else [batch.x0, overlay(batch.x0, batch.masks)]
         out = free(self.out)
-        save_png(out, grid(torch.cat([r.expand(-1, 3, -1, -1) for r in rows])), {"data": self.name, "size": self.size})
+        save_png(
+            out,
+            grid(torch.cat([r.expand(-1, 3, -1, -1) for r in rows])),
+            {"data": self.name, "size": self.size},
+        )
         say(f"{len(data)} pictures in the training split; some of them in {out}")
 
 
@@ -167,7 +175,13 @@ class Train:
         made = recipe(
             self.recipe,
             self.scale,
-            DataSpec(spec=self.data, size=size, channels=self.channels, class_names=data.class_names, limit=self.limit),
+            DataSpec(
+                spec=self.data,
+                size=size,
+                channels=self.channels,
+                class_names=data.class_names,
+                limit=self.limit,
+            ),
             seed=self.seed,
             device=self.device,
             compile=self.compile,
@@ -217,7 +231,12 @@ def preview_of(made: Any, where: Path) -> Any:
         rows = [sample.images.cpu().expand(-1, 3, -1, -1)]
         if "masks" in sample.readouts:
             rows.append(overlay(sample.images.cpu(), sample.readouts["masks"].argmax(1).cpu()))
-        about = {"recipe": made.method, "step": step, "seed": made.train.seed, "controls": dict(sample.controls)}
+        about = {
+            "recipe": made.method,
+            "step": step,
+            "seed": made.train.seed,
+            "controls": dict(sample.controls),
+        }
         save_png(path, grid(torch.cat(rows)), about)
 
     return draw
@@ -349,7 +368,12 @@ class Edit:
             raise ValueError(f"{model.recipe.method} edits no pictures: it declares no `image` control")
         chosen = parse(self.settings)
         sample = model.edit(self.image, n=self.n, seed=self.seed, **chosen)
-        about = {"run": self.run_folder, "seed": self.seed, "picture": self.image.name, "set": list(self.settings)}
+        about = {
+            "run": self.run_folder,
+            "seed": self.seed,
+            "picture": self.image.name,
+            "set": list(self.settings),
+        }
         write_sample(model, sample, self.out, about, self.json)
 
 
@@ -431,7 +455,13 @@ class Reproduce:
         if self.table not in TABLES:
             raise ValueError(f"no table named {self.table!r}; there are {', '.join(TABLES)}")
         report = TABLES[self.table].run(
-            scale=self.scale, seeds=self.seeds, out=self.out, data=self.data, size=self.size, steps=self.steps, say=say
+            scale=self.scale,
+            seeds=self.seeds,
+            out=self.out,
+            data=self.data,
+            size=self.size,
+            steps=self.steps,
+            say=say,
         )
         for line in report.lines():
             say(line)
@@ -462,14 +492,17 @@ class Bench:
         if self.only:
             files = [f for f in files if f.stem == self.only]
         if not files:
-            raise ValueError(f"no benchmark {self.only or ''} in {self.folder}; run this from a checkout of pellucid")
+            raise ValueError(
+                f"no benchmark {self.only or ''} in {self.folder}; run this from a checkout of pellucid"
+            )
         rows: list[dict[str, Any]] = []
         for file in files:
             rows += runpy.run_path(str(file))["run"](self.quick)
         say(f"{'':44} {'ours':>10} {'peer':>10} {'ratio':>7}  target")
         for row in rows:
             say(
-                f"{row['name']:44} {row['ours']:>10.4g} {row['peer']:>10.4g} {row['ratio']:>7.2f}  {row['target']} ({row['unit']})"
+                f"{row['name']:44} {row['ours']:>10.4g} {row['peer']:>10.4g} {row['ratio']:>7.2f}  "
+                f"{row['target']} ({row['unit']})"
             )
         written(self.json, rows)
 
@@ -522,7 +555,9 @@ class Demo:
 
         start = time.perf_counter()
         with Progress() as progress:
-            page, scores = demo(self.data, self.out, size=self.size, steps=self.steps, say=say, on_event=progress.on_event)
+            page, scores = demo(
+                self.data, self.out, size=self.size, steps=self.steps, say=say, on_event=progress.on_event
+            )
         say(f"{page} shows it all ({time.perf_counter() - start:.0f} s)")
         written(self.json, scores)
 
@@ -560,7 +595,9 @@ def _value(name: str, text: str) -> Any:
         try:
             return tuple(int(v) for v in text.split(","))
         except ValueError:
-            raise ValueError(f"regions is {text!r}; write region numbers, such as regions=1 or regions=0,2") from None
+            raise ValueError(
+                f"regions is {text!r}; write region numbers, such as regions=1 or regions=0,2"
+            ) from None
     for kind in (int, float):
         try:
             return kind(text)
@@ -571,7 +608,11 @@ def _value(name: str, text: str) -> Any:
 
 def list_controls(model: Model) -> None:
     for name, control in model.controls.items():
-        span = f" [{control.low:g} to {control.high:g}]" if control.low is not None and control.high is not None else ""
+        span = (
+            f" [{control.low:g} to {control.high:g}]"
+            if control.low is not None and control.high is not None
+            else ""
+        )
         choices = f" one of {', '.join(control.choices)}" if control.choices else ""
         default = "" if control.default is None else f" (default {control.default})"
         say(f"{name:16} {control.kind}{span}{choices}{default}: {control.help}")
@@ -595,10 +636,18 @@ def write_sample(model: Model, sample: Any, out: Path, about: dict[str, Any], re
         save_png(path, Image.fromarray(pixels), about | {"number": i})
         files.append(path.name)
         if labels is not None:
-            save_png(path.with_name(f"{path.stem}-regions.png"), indexed(labels[i].numpy()), about | {"number": i})
+            save_png(
+                path.with_name(f"{path.stem}-regions.png"), indexed(labels[i].numpy()), about | {"number": i}
+            )
     sheet = [images.expand(-1, 3, -1, -1)]
     if labels is not None:
-        sheet = [t for pair in zip(images.expand(-1, 3, -1, -1).split(8), overlay(images, labels).split(8), strict=True) for t in pair]
+        sheet = [
+            t
+            for pair in zip(
+                images.expand(-1, 3, -1, -1).split(8), overlay(images, labels).split(8), strict=True
+            )
+            for t in pair
+        ]
     path = free(out / "sheet.png")
     save_png(path, grid(torch.cat(sheet)), about)
     if sample.trace:
@@ -621,4 +670,8 @@ def _write_trace(sample: Any, path: Path, about: dict[str, Any]) -> None:
         if "masks" in states[0].readouts:
             labels = torch.stack([s.readouts["masks"][i].argmax(0) for s in states]).cpu()
             rows.append(overlay(pictures, labels))
-    save_png(path, grid(torch.cat(rows), columns=len(sample.trace)), about | {"times": [t for t, _ in sample.trace]})
+    save_png(
+        path,
+        grid(torch.cat(rows), columns=len(sample.trace)),
+        about | {"times": [t for t, _ in sample.trace]},
+    )

@@ -55,14 +55,20 @@ class Progress:
             done = max(1, figures["step"] - self.first)
             left = (now - self.begun) / done * (self.steps - figures["step"])
             terms = " ".join(
-                f"{k} {v:.4f}" for k, v in figures.items() if isinstance(v, float) and k not in ("images_per_second", "lr")
+                f"{k} {v:.4f}"
+                for k, v in figures.items()
+                if isinstance(v, float) and k not in ("images_per_second", "lr")
             )
             rate = figures["images_per_second"]
-            self._line(f"step {figures['step']}/{self.steps}  {terms}  {rate:.0f} images/s  {_clock(left)} left")
+            self._line(
+                f"step {figures['step']}/{self.steps}  {terms}  {rate:.0f} images/s  {_clock(left)} left"
+            )
 
     def _line(self, text: str, *, end: bool = False) -> None:
         if self.live:
-            sys.stderr.write("\r\x1b[2K" + text[: os.get_terminal_size(2).columns - 1] + ("\n" if end else ""))
+            sys.stderr.write(
+                "\r\x1b[2K" + text[: os.get_terminal_size(2).columns - 1] + ("\n" if end else "")
+            )
         else:
             sys.stderr.write(text + "\n")
         sys.stderr.flush()

@@ -41,11 +41,21 @@ def demo(
     )  # fmt: skip
     run = out / f"run-{Path(spec).name}-{size}"
     say(f"learning from {len(data)} pictures of {spec}, without labels; run folder {run}")
-    train(build(made), data, made.train, run, meta=recipe_to_json(made), preview=preview_of(made, run), on_event=on_event)
+    train(
+        build(made),
+        data,
+        made.train,
+        run,
+        meta=recipe_to_json(made),
+        preview=preview_of(made, run),
+        on_event=on_event,
+    )
     model = load(run)
 
     sample = model.sample(24, seed=1, num_steps=50, snapshots=8)
-    save_png(out / "generated.png", _pairs(sample.images, sample.readouts["masks"]), {"run": str(run), "seed": 1})
+    save_png(
+        out / "generated.png", _pairs(sample.images, sample.readouts["masks"]), {"run": str(run), "seed": 1}
+    )
     states = [s for _, s in sample.trace]
     rows = [t for i in range(3) for t in _process(states, i)]
     save_png(out / "process.png", grid(torch.cat(rows), columns=len(states)), {"run": str(run), "seed": 1})
@@ -92,8 +102,8 @@ img {{ max-width: 100%; image-rendering: pixelated; border: 1px solid #ddd }}
 pre {{ background: #f6f6f6; padding: 1rem; overflow-x: auto }}
 </style>
 <h1>What a model learned from {html.escape(spec)}, with no labels</h1>
-<p>{made.train.steps} steps of {made.train.batch_size} pictures at {made.data.size} pixels. It was shown pictures and asked
-to remove noise from them; that it divides them into {k} regions is a consequence of how it is built.</p>
+<p>{made.train.steps} steps of {made.train.batch_size} pictures at {made.data.size} pixels. It was shown pictures and
+asked to remove noise from them; that it divides them into {k} regions is a consequence of how it is built.</p>
 <h2>Generated pictures, and the regions that came with them</h2>
 <img src="generated.png" alt="generated pictures, each with its regions below">
 <h2>Pictures it has never seen, segmented in one pass</h2>

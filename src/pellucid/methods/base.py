@@ -72,7 +72,9 @@ def _checked(name: str, control: Control, value: Any) -> Any:
             raise ValueError(f"{name} is {value!r}; regions are numbers from 0 to {int(control.high or 0)}")
         return regions
     if not isinstance(value, Tensor):
-        raise ValueError(f"{name} is a {type(value).__name__}; it is an image, a (B, C, H, W) tensor in [-1, 1]")
+        raise ValueError(
+            f"{name} is a {type(value).__name__}; it is an image, a (B, C, H, W) tensor in [-1, 1]"
+        )
     return value
 
 

@@ -36,27 +36,38 @@ class Prediction:
 def standard_controls(class_names: tuple[str, ...], *, regions: int = 0) -> dict[str, Control]:
     """The controls of image-space diffusion; `label` and guidance only where there are classes."""
     controls = {
-        "num_steps": Control(kind="int", default=50, low=1, high=1000, help="network passes from noise to image"),
+        "num_steps": Control(
+            kind="int", default=50, low=1, high=1000, help="network passes from noise to image"
+        ),
         "sampler": Control(
             kind="choice", default="ddim", choices=tuple(SAMPLERS), help="how the passes are combined"
         ),
-        "eta": Control(kind="float", default=0.0, low=0.0, high=1.0, help="noise that DDIM adds back, 0 to 1"),
+        "eta": Control(
+            kind="float", default=0.0, low=0.0, high=1.0, help="noise that DDIM adds back, 0 to 1"
+        ),
         "snapshots": Control(
             kind="int", default=0, low=0, high=64, help="states along the process to keep, as a picture"
         ),
         "image": Control(kind="image", help="start from this picture instead of noise"),
         "strength": Control(
-            kind="float", low=0.01, high=1.0, help="how much noise a given picture gets, as a time (default 0.25)"
+            kind="float",
+            low=0.01,
+            high=1.0,
+            help="how much noise a given picture gets, as a time (default 0.25)",
         ),
         "blend_with": Control(kind="image", help="a second picture, blended with the first in noise space"),
         "blend": Control(kind="float", default=0.5, low=0.0, high=1.0, help="share of the second picture"),
     }
     if regions:
         controls["regions"] = Control(
-            kind="regions", high=regions - 1, help="regions of the given picture to regenerate; the rest is kept"
+            kind="regions",
+            high=regions - 1,
+            help="regions of the given picture to regenerate; the rest is kept",
         )
     if class_names:
-        controls["label"] = Control(kind="choice", choices=class_names, reads=True, help="the class to generate")
+        controls["label"] = Control(
+            kind="choice", choices=class_names, reads=True, help="the class to generate"
+        )
         controls["guidance_scale"] = Control(
             kind="float", default=1.0, low=0.0, high=20.0, help="classifier-free guidance; 1 is none"
         )
@@ -82,7 +93,9 @@ class DenoisingMethod(Method):
         """Standard normal noise: drawn where the generator lives, handed to where the weights live."""
         return torch.randn(shape, generator=rng, device=rng.device).to(self.device)
 
-    def training_times(self, n: int, rng: torch.Generator, *, low_share: float = 0.0, low_end: float = 0.2) -> Tensor:
+    def training_times(
+        self, n: int, rng: torch.Generator, *, low_share: float = 0.0, low_end: float = 0.2
+    ) -> Tensor:
         """n times: uniform (over the table's steps, where there is one), or a share of them from [0, low_end]."""
         u = torch.rand(n, generator=rng, device=rng.device)
         low = torch.rand(n, generator=rng, device=rng.device) < low_share
@@ -158,7 +171,9 @@ class DenoisingMethod(Method):
             raise ValueError("regions and blend_with change a given picture: give `image` as well")
 
         table = self.schedule.steps if isinstance(self.schedule, TabulatedSchedule) else None
-        times = levels(max(1, min(use["num_steps"], round(start * (table or 1000)))), start=start, table=table)
+        times = levels(
+            max(1, min(use["num_steps"], round(start * (table or 1000)))), start=start, table=table
+        )
         trace: list[tuple[float, Sample]] = []
         moments = {round(i) for i in torch.linspace(0, len(times) - 2, use["snapshots"]).tolist()}
 

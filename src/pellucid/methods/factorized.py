@@ -78,7 +78,7 @@ class FactorizedConfig:
             raise ValueError(f"regions is {self.regions}; a picture has at least one")
         if self.size % self.unet.stride:
             raise ValueError(
-                f"size is {self.size}; with {len(self.unet.multipliers)} stages it must be a multiple of {self.unet.stride}"
+                f"size is {self.size}; {len(self.unet.multipliers)} stages need a multiple of {self.unet.stride}"
             )
         if self.subregions and self.form not in ("shared", "code"):
             raise ValueError(f"two levels are built of the forms 'shared' and 'code', not {self.form!r}")
@@ -226,7 +226,9 @@ class Level(nn.Module):
             self.code_painter = CodePainter(cfg)
         self.time = TimeModulator(widths, cfg.unet.base, num_classes=len(cfg.class_names) or None)
 
-    def find(self, x: Tensor, t: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor, list[Tensor], Tensor, Modulation]:
+    def find(
+        self, x: Tensor, t: Tensor, label: Tensor | None
+    ) -> tuple[Tensor, Tensor, list[Tensor], Tensor, Modulation]:
         """The masks and everything they were made of: encoder, middle and mask generator, no painter."""
         mod = self.time(t, label)
         e, m, d = len(self.encoder.widths), len(self.middle.widths), len(self.masker.widths)
@@ -296,7 +298,9 @@ class Factorized(DenoisingMethod):
         k = config.regions
         self.controls = standard_controls(config.class_names, regions=k)
         self.readouts = {
-            "masks": Readout(kind="masks", shape=(k, "H", "W"), help="how likely each pixel is in each region"),
+            "masks": Readout(
+                kind="masks", shape=(k, "H", "W"), help="how likely each pixel is in each region"
+            ),
             "shares": Readout(kind="shares", shape=(k,), help="each region's share of the picture"),
         }
         if self.fine is not None:
@@ -319,7 +323,9 @@ class Factorized(DenoisingMethod):
         if not names:
             return None
         if labels is None:
-            raise ValueError("this recipe is class-conditional and the data has no classes; train without classes")
+            raise ValueError(
+                "this recipe is class-conditional and the data has no classes; train without classes"
+            )
         drop = torch.rand(len(labels), generator=rng, device=rng.device) < self.config.label_dropout
         return labels.masked_fill(drop.to(labels.device), len(names))
 

@@ -28,7 +28,9 @@ def guided(conditional: Denoise, unconditional: Denoise, scale: float) -> Denois
     return denoise
 
 
-def keep_known(denoise: Denoise, known: Tensor, keep: Tensor, schedule: Schedule, rng: torch.Generator) -> Denoise:
+def keep_known(
+    denoise: Denoise, known: Tensor, keep: Tensor, schedule: Schedule, rng: torch.Generator
+) -> Denoise:
     """Regenerate one part of a picture and keep the rest.
 
     Before the network looks, the kept part of x_t is replaced by the known picture at that noise

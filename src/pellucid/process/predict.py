@@ -1,6 +1,6 @@
 """eps, v and x0: what a network may predict, converted here and nowhere else.
 
-    x_t = alpha x0 + sigma eps          v = alpha eps - sigma x0       (Salimans and Ho, 2022)
+x_t = alpha x0 + sigma eps          v = alpha eps - sigma x0       (Salimans and Ho, 2022)
 """
 
 from __future__ import annotations

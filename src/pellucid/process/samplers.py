@@ -35,11 +35,15 @@ def level(schedule: Schedule, t: Tensor, dtype: torch.dtype, *, clean_at_zero: b
 
 def noise_like(x: Tensor, rng: torch.Generator | None) -> Tensor:
     if rng is None:
-        raise ValueError("this sampler adds noise and needs rng=torch.Generator(); nothing reads the global one")
+        raise ValueError(
+            "this sampler adds noise and needs rng=torch.Generator(); nothing reads the global one"
+        )
     return torch.randn(x.shape, generator=rng, dtype=x.dtype, device=x.device)
 
 
-def ddim_step(x: Tensor, x0: Tensor, now: Level, then: Level, *, eta: float = 0.0, noise: Tensor | None = None) -> Tensor:
+def ddim_step(
+    x: Tensor, x0: Tensor, now: Level, then: Level, *, eta: float = 0.0, noise: Tensor | None = None
+) -> Tensor:
     """Song et al., "Denoising Diffusion Implicit Models" (2021), eq. 12. eta = 1 is ancestral sampling."""
     (a, s), (a2, s2) = now, then
     eps = (x - a * x0) / s
@@ -65,7 +69,12 @@ def ddpm_step(x: Tensor, x0: Tensor, now: Level, then: Level, noise: Tensor | No
 
 
 def _walk(
-    denoise: Denoise, x: Tensor, levels: Tensor, schedule: Schedule, on_step: OnStep | None, clean: bool = True
+    denoise: Denoise,
+    x: Tensor,
+    levels: Tensor,
+    schedule: Schedule,
+    on_step: OnStep | None,
+    clean: bool = True,
 ):
     """Yield (i, x0_hat of the current x, now, then); send back the next x. Returns nothing."""
     levels = levels.to(x.device)

@@ -107,7 +107,11 @@ ScheduleName = Literal["linear_betas", "cosine", "linear_logsnr"]
 
 def make_schedule(name: ScheduleName) -> Schedule:
     """A schedule by its name in a config: Ho et al.'s 1,000 linear betas, the cosine, or a straight log-SNR."""
-    makers = {"linear_betas": TabulatedSchedule.linear, "cosine": CosineSchedule, "linear_logsnr": LinearSchedule}
+    makers = {
+        "linear_betas": TabulatedSchedule.linear,
+        "cosine": CosineSchedule,
+        "linear_logsnr": LinearSchedule,
+    }
     if name not in makers:
         raise ValueError(f"schedule is {name!r}; it is one of {', '.join(map(repr, makers))}")
     return makers[name]()
@@ -122,7 +126,9 @@ def levels(num_steps: int, *, start: float = 1.0, table: int | None = None) -> T
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; a sampler needs at least one step")
     if table is not None and num_steps > table:
-        raise ValueError(f"num_steps is {num_steps}, more than the {table} steps of the table; use at most {table}")
+        raise ValueError(
+            f"num_steps is {num_steps}, more than the {table} steps of the table; use at most {table}"
+        )
     if not 0 < start <= 1:
         raise ValueError(f"start is {start}; sampling starts at a time in (0, 1]")
     times = start * torch.arange(num_steps, -1, -1, dtype=torch.float64) / num_steps

@@ -22,20 +22,31 @@ if TYPE_CHECKING:
 def unet(scale: Scale, data: DataSpec) -> UNetConfig:
     """The U-Net of a scale; the same for our method and every baseline."""
     if scale == "tiny":
-        return UNetConfig(channels=data.channels, base=8, multipliers=(1, 2), blocks=1, middle_attention=False)
+        return UNetConfig(
+            channels=data.channels, base=8, multipliers=(1, 2), blocks=1, middle_attention=False
+        )
     if scale == "cpu":
         return UNetConfig(channels=data.channels, base=24, multipliers=(1, 2, 3), blocks=1)
     if scale == "gpu":
         return UNetConfig(channels=data.channels, base=64, multipliers=(1, 2, 3, 4), blocks=2, attention=(2,))
     if data.size >= 128:
-        return UNetConfig(channels=data.channels, base=128, multipliers=(1, 1, 2, 3, 4), blocks=2, attention=(3,))
+        return UNetConfig(
+            channels=data.channels, base=128, multipliers=(1, 1, 2, 3, 4), blocks=2, attention=(3,)
+        )
     return UNetConfig(channels=data.channels, base=128, multipliers=(1, 2, 3, 4), blocks=3, attention=(2,))
 
 
 def training(scale: Scale) -> TrainConfig:
     if scale == "tiny":
         return TrainConfig(
-            steps=30, batch_size=8, lr=1e-3, ema_decay=0.9, warmup=2, log_every=5, sample_every=0, checkpoint_every=15
+            steps=30,
+            batch_size=8,
+            lr=1e-3,
+            ema_decay=0.9,
+            warmup=2,
+            log_every=5,
+            sample_every=0,
+            checkpoint_every=15,
         )
     if scale == "cpu":
         return TrainConfig(

@@ -56,11 +56,15 @@ def run(setting: Setting) -> Report:
         for seed in setting.seeds:
             for row, name in FORMS.items():
                 method, _ = trained(setting, name, spec, seed)
-                figures = both_protocols((read_masks(method, val, n_val), yv), (read_masks(method, test, n_test), yt))
+                figures = both_protocols(
+                    (read_masks(method, val, n_val), yv), (read_masks(method, test, n_test), yt)
+                )
                 images, _ = generate(method, n, seed)
                 distance = compare(real, features(see, images), see)
                 report.add(spec, row, figures | {f"fd_{see.name}": distance.frechet})
         order = sorted(PAPER, key=lambda row: -report.mean(spec, row, "dataset_iou"))
-        report.notes.append(f"{spec}: by IoU under one assignment, {' > '.join(order)} (thesis: {' > '.join(PAPER)})")
+        report.notes.append(
+            f"{spec}: by IoU under one assignment, {' > '.join(order)} (thesis: {' > '.join(PAPER)})"
+        )
     report.conditions |= {"scale": setting.scale, "seeds": list(setting.seeds), "images": n}
     return report

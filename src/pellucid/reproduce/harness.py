@@ -141,7 +141,9 @@ def trained(setting: Setting, name: str, spec: str, seed: int, **train_options: 
     start = time.perf_counter()
     result = train(method, data, made.train, run, meta=recipe_to_json(made))
     took = time.perf_counter() - start
-    setting.say(f"  {name} on {spec}, seed {seed}: {made.train.steps} steps, {took:.0f} s in this run ({result})")
+    setting.say(
+        f"  {name} on {spec}, seed {seed}: {made.train.steps} steps, {took:.0f} s in this run ({result})"
+    )
     method.load_state_dict(load_weights(run, ema=True))
     return method.eval(), made
 

@@ -6,7 +6,16 @@ import torch
 from torch import Tensor
 
 from pellucid.metrics.segmentation import adjusted_rand_index, smallest_share
-from pellucid.reproduce.harness import Column, Report, Setting, batches, both_protocols, data_for, trained, truth_of
+from pellucid.reproduce.harness import (
+    Column,
+    Report,
+    Setting,
+    batches,
+    both_protocols,
+    data_for,
+    trained,
+    truth_of,
+)
 from pellucid.reproduce.segment import LIMITS
 from pellucid.train.preview import grid, overlay, save_png
 

@@ -99,7 +99,11 @@ def run(setting: Setting) -> Report:
             ceiling = foreground_scores(read_masks(segmenter, test, n_test).argmax(1) == 1, yt)
             report.add(spec, "supervised U-Net (ceiling)", _fixed(ceiling))
         try:
-            report.add(spec, "GrabCut (told a box)", _fixed(foreground_scores(segmenters.grabcut(xt)[:, 1] > 0.5, yt)))
+            report.add(
+                spec,
+                "GrabCut (told a box)",
+                _fixed(foreground_scores(segmenters.grabcut(xt)[:, 1] > 0.5, yt)),
+            )
         except ImportError as error:
             report.notes.append(f"GrabCut left out: {error}")
         report.pictures.append(_picture(setting.out, spec, xt, yt, shown))
@@ -114,7 +118,7 @@ def run(setting: Setting) -> Report:
 
 
 def _fixed(scores) -> dict[str, float]:
-    """Scores that need no assignment stand in the columns of the data set's, as they use none of each picture's truth."""
+    """Scores that need no assignment use no picture's truth, so they stand in the data set's columns."""
     return {key.replace("fixed_", "dataset_"): value for key, value in scores.summary().items()}
 
 
@@ -129,7 +133,9 @@ def _compare(report: Report, spec: str) -> None:
         )
 
 
-def _picture(out: Path, spec: str, images: Tensor, truth: Tensor, shown: dict[str, Tensor], n: int = 12) -> str:
+def _picture(
+    out: Path, spec: str, images: Tensor, truth: Tensor, shown: dict[str, Tensor], n: int = 12
+) -> str:
     """Rows: test pictures, the truth, then each method's regions."""
     rows = [images[:n], overlay(images[:n], truth[:n].long())]
     rows += [overlay(images[:n], masks[:n].argmax(1)) for masks in shown.values()]

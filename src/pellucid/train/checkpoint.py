@@ -104,7 +104,9 @@ def save_checkpoint(
         ) from error
     found = read_checkpoint(target)
     if found is None:
-        raise CheckpointError(f"{target} was written and does not read back as written: the disk may be failing")
+        raise CheckpointError(
+            f"{target} was written and does not read back as written: the disk may be failing"
+        )
     return found
 
 

@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import pellucid
 from pellucid.data.images import Dataset
 from pellucid.data.order import Loader, Order
 from pellucid.methods.base import Method, Stage
@@ -91,10 +91,21 @@ class TrainConfig:
         if self.lr <= 0:
             raise ValueError(f"lr is {self.lr}; it is above 0")
         if self.batch_size % self.micro_batches:
-            raise ValueError(f"micro_batches is {self.micro_batches}; it must divide batch_size, {self.batch_size}")
+            raise ValueError(
+                f"micro_batches is {self.micro_batches}; it must divide batch_size, {self.batch_size}"
+            )
 
 
-FREE = ("steps", "device", "workers", "log_every", "sample_every", "checkpoint_every", "keep_last", "micro_batches")
+FREE = (
+    "steps",
+    "device",
+    "workers",
+    "log_every",
+    "sample_every",
+    "checkpoint_every",
+    "keep_last",
+    "micro_batches",
+)
 """What may differ when a run is continued; the rest decides its weights."""
 
 
@@ -120,7 +131,9 @@ def device_of(name: str) -> torch.device:
         raise ValueError(f"device is {name!r}; it is auto, cpu, cuda, cuda:N or mps") from None
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(device.type, False):
-        raise ValueError(f"device is {name!r}, which this machine does not have; use cpu, or auto to take what there is")
+        raise ValueError(
+            f"device is {name!r}, which this machine does not have; use cpu, or auto to take what there is"
+        )
     return device
 
 
@@ -142,7 +155,9 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 class Player:
     """One owner of parameters: its optimiser, and its gradients' way to a step."""
 
-    def __init__(self, name: str, parameters: list[nn.Parameter], config: TrainConfig, device: torch.device) -> None:
+    def __init__(
+        self, name: str, parameters: list[nn.Parameter], config: TrainConfig, device: torch.device
+    ) -> None:
         self.name, self.parameters = name, [p for p in parameters if p.requires_grad]
         self.config = config
         self.optimizer = torch.optim.AdamW(
@@ -187,7 +202,8 @@ class Player:
             if state:
                 # moments take the parameter's memory format: in another, the same sums round differently
                 self.optimizer.state[parameter] = {
-                    k: v.clone() if k == "step" else torch.empty_like(parameter).copy_(v) for k, v in state.items()
+                    k: v.clone() if k == "step" else torch.empty_like(parameter).copy_(v)
+                    for k, v in state.items()
                 }
 
 
@@ -232,11 +248,11 @@ def provenance() -> dict[str, Any]:
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(pellucid.__file__).parent, capture_output=True, text=True, timeout=10, check=True,
+            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True,
         )  # fmt: skip
         commit = done.stdout.strip() or None
     return {
-        "pellucid": pellucid.__version__,
+        "pellucid": version("pellucid"),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "commit": commit,
@@ -335,8 +351,12 @@ class _Run:
         self.ema = EMA(method, config.ema_decay)
         self.micro = max(config.micro_batches, ranks.size)
         if self.micro % ranks.size:
-            raise TrainingError(f"micro_batches is {config.micro_batches}; {ranks.size} processes must divide it")
-        self.order = Order(len(dataset), config.batch_size, config.seed, rank=ranks.rank, world_size=ranks.size)
+            raise TrainingError(
+                f"micro_batches is {config.micro_batches}; {ranks.size} processes must divide it"
+            )
+        self.order = Order(
+            len(dataset), config.batch_size, config.seed, rank=ranks.rank, world_size=ranks.size
+        )
         self.dataset = dataset
         self.step = 0  # over all stages
         self.best = math.inf
@@ -351,7 +371,9 @@ class _Run:
         own = self.method.state_dict()
         weights = found.tensors("model")
         if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in weights.items()}:
-            raise TrainingError(f"the checkpoint in {found.folder} is of another network; name another folder with --out")
+            raise TrainingError(
+                f"the checkpoint in {found.folder} is of another network; name another folder with --out"
+            )
         self.method.load_state_dict(weights)
         self.ema.load_state_dict(found.tensors("ema"), int(found.state["ema_updates"]))
         optim = found.tensors("optim")
@@ -398,7 +420,9 @@ class _Run:
         first = self.ranks.rank * mine
         return [(first + i, _rows(batch, slice(i * share, (i + 1) * share))) for i in range(mine)]
 
-    def one_step(self, index: int, stage: Stage, players: Mapping[str, Player], batch: Batch, local: int) -> dict[str, float]:
+    def one_step(
+        self, index: int, stage: Stage, players: Mapping[str, Player], batch: Batch, local: int
+    ) -> dict[str, float]:
         """Every player's turn, the micro-batches in lockstep; returns the logged figures."""
         parts = self.parts(batch)
         factor = learning_rate(self.config, local)
@@ -459,7 +483,9 @@ class _Run:
         self.restore()
         first, began = self.step, time.perf_counter()
         log = Log(self.run, start=self.step) if self.ranks.main else None
-        self.say("start", {"step": self.step, "steps": config.steps * len(self.stages), "device": str(self.device)})
+        self.say(
+            "start", {"step": self.step, "steps": config.steps * len(self.stages), "device": str(self.device)}
+        )
         paused = False
         try:
             for index, stage in enumerate(self.stages):
@@ -477,7 +503,13 @@ class _Run:
         return result
 
     def run_stage(
-        self, index: int, stage: Stage, local: int, log: Log | None, wanted: threading.Event, until: int | None
+        self,
+        index: int,
+        stage: Stage,
+        local: int,
+        log: Log | None,
+        wanted: threading.Event,
+        until: int | None,
     ) -> bool:
         """Train one stage to its end; True where it was asked to stop before."""
         config, players = self.config, self.players[index]
@@ -493,7 +525,9 @@ class _Run:
             figures = self.with_memory(lambda b=batch, at=local: self.one_step(index, stage, players, b, at))
             local += 1
             self.step += 1
-            self.loss = figures["loss"] if math.isnan(self.loss) else 0.98 * self.loss + 0.02 * figures["loss"]
+            self.loss = (
+                figures["loss"] if math.isnan(self.loss) else 0.98 * self.loss + 0.02 * figures["loss"]
+            )
             last = local == config.steps
             (stop,) = self.ranks.any(wanted.is_set() or self.step == until)
             if self.step % config.log_every == 0 or last:
@@ -502,7 +536,9 @@ class _Run:
                 mark, mark_step = now, self.step
                 if log is not None:
                     log.write(self.step, figures | {"images_per_second": rate})
-                self.say("step", {"step": self.step, "stage": stage.name, "images_per_second": rate, **figures})
+                self.say(
+                    "step", {"step": self.step, "stage": stage.name, "images_per_second": rate, **figures}
+                )
             if self.step % config.checkpoint_every == 0 or last or stop:
                 self.save()
             if config.sample_every and (self.step % config.sample_every == 0 or last) and self.ranks.main:
@@ -545,7 +581,7 @@ class _Run:
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:
-    part = lambda v: None if v is None else v[rows]  # noqa: E731
+    part = lambda v: None if v is None else v[rows]
     return Batch(
         x0=batch.x0[rows], labels=part(batch.labels), masks=part(batch.masks),
         truth={k: v[rows] for k, v in batch.truth.items()},
@@ -554,7 +590,10 @@ def _rows(batch: Batch, rows: slice) -> Batch:
 
 def _formatted(batch: Batch, memory_format: torch.memory_format) -> Batch:
     return Batch(
-        x0=batch.x0.contiguous(memory_format=memory_format), labels=batch.labels, masks=batch.masks, truth=batch.truth
+        x0=batch.x0.contiguous(memory_format=memory_format),
+        labels=batch.labels,
+        masks=batch.masks,
+        truth=batch.truth,
     )
 
 
