@@ -185,7 +185,6 @@ class Player:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config.lr * factor
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         return size
 
     def state(self) -> dict[str, Tensor]:
@@ -452,6 +451,8 @@ class _Run:
             norm = math.nan if broken else players[name].step(factor, self.ranks)
             if broken or not math.isfinite(norm):
                 self.refuse(values, norm, batch, local)
+            # one player's loss reaches another's parameters: those gradients are nobody's
+            self.method.zero_grad(set_to_none=True)
             figures |= {f"{name}.{k}" if len(players) > 1 else k: v for k, v in values.items()}
             figures[f"{name}.grad_norm" if len(players) > 1 else "grad_norm"] = norm
         stage.after_step(local)
@@ -560,8 +561,7 @@ class _Run:
                         f"out of memory with {most // self.micro} pictures at a time; use a smaller --batch-size, "
                         f"--size or --scale"
                     ) from None
-            for player in (p for players in self.players for p in players.values()):
-                player.optimizer.zero_grad(set_to_none=True)
+            self.method.zero_grad(set_to_none=True)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             self.micro *= 2

@@ -1,0 +1,84 @@
+"""Kill a training run with SIGKILL at random moments, continue it, and compare it with one left alone.
+
+    python scripts/kill_resume.py --rounds 20
+
+Each round starts or continues a run and kills it after a random time; when all rounds are done the
+run is finished, and its weights, averaged weights, optimiser state and next samples must equal, bit
+for bit, those of a run that was never stopped. Exits with 1 on any mismatch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from pellucid.model import load
+from pellucid.train.checkpoint import latest, steps_of
+
+
+def command(run: Path, recipe: str, steps: int) -> list[str]:
+    return [
+        sys.executable, "-m", "pellucid", "train", recipe, "--data", "scenes", "--scale", "tiny",
+        "--steps", str(steps), "--out", str(run), "--device", "cpu", "--limit", "64",
+    ]  # fmt: skip
+
+
+def compare(a: Path, b: Path) -> list[str]:
+    """Names of what differs between the last checkpoints of two runs, and between their next samples."""
+    one, two = latest(a), latest(b)
+    if one is None or two is None or one.step != two.step:
+        return ["the last step"]
+    wrong = []
+    for group in ("model", "ema", "optim"):
+        x, y = one.tensors(group), two.tensors(group)
+        wrong += [f"{group}.{k}" for k in x.keys() | y.keys() if k not in x or k not in y or not torch.equal(x[k], y[k])]
+    x, y = (load(run, device="cpu").sample(4, seed=0, num_steps=5).images for run in (a, b))
+    return wrong + ([] if torch.equal(x, y) else ["samples"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--recipe", default="factorized")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        alone, killed = Path(folder, "alone"), Path(folder, "killed")
+        start = time.monotonic()
+        subprocess.run(command(alone, options.recipe, options.steps), check=True, capture_output=True)
+        whole = time.monotonic() - start
+        print(f"the run left alone took {whole:.1f} s")
+        kills = 0
+        for number in range(1, options.rounds + 1):
+            process = subprocess.Popen(
+                command(killed, options.recipe, options.steps), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            # past the imports, so that most kills fall into training and saving
+            wait = rng.uniform(0.25, 0.25 + 1.2 * whole / max(4, options.rounds / 3))
+            try:
+                process.wait(wait + 0.3 * whole * (number % 3) / 3)
+                print(f"round {number:2}: had already finished")
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                kills += 1
+                there = [p.name for p in steps_of(killed)] if killed.exists() else []
+                print(f"round {number:2}: killed after {wait:.2f} s, checkpoints {there or 'none'}")
+        subprocess.run(command(killed, options.recipe, options.steps), check=True, capture_output=True)
+        wrong = compare(alone, killed)
+    print(f"{kills} kills; differing: {', '.join(wrong[:8]) if wrong else 'nothing'}")
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
