@@ -20,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -193,10 +194,8 @@ def _measure_peak(side: Side, base: int, batch: int, train: bool, threads: int, 
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = _status("VmRSS")
-    if train:
-        step = trainer(side, base, batch, False)
-    else:
-        step = sampler(side, base, batch, False, kind="ddim", num_steps=2)
+    make = trainer if train else partial(sampler, kind="ddim", num_steps=2)
+    step = make(side, base, batch, False)
     for _ in range(2):
         step()
     answer.put(_status("VmHWM") - before)
