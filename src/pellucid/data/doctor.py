@@ -290,8 +290,7 @@ def _suggestions(report: Report, source: Source) -> list[str]:
     out = []
     if report.bad and not report.ok:
         out.append(
-            f"{len(report.bad)} bad files are over the {BAD_LIMIT:.0%} that training leaves out: "
-            "mend or remove them"
+            f"{len(report.bad)} bad files are over the {BAD_LIMIT:.0%} that training leaves out: mend or remove them"
         )
     elif report.bad:
         out.append("the bad files will be left out; remove them to be rid of the warning")

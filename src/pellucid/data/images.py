@@ -67,12 +67,21 @@ _log = logging.getLogger(__name__)
 class Dataset(Protocol):
     """Samples that can be asked for by index, the same each time."""
 
-    shape: tuple[int, int, int]
-    """(C, H, W)."""
-    num_classes: int | None
-    class_names: tuple[str, ...]
-    fingerprint: str
-    """Changes when the samples would."""
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        ...
+
+    @property
+    def num_classes(self) -> int | None: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the samples would."""
+        ...
 
     def __len__(self) -> int: ...
 
