@@ -150,7 +150,7 @@ def coloured(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_local_features_learn_and_repeat_and_leave_the_global_state_alone() -> None:
     images, labels = coloured(300, 0)
     state = torch.get_rng_state()
-    train = lambda seed: train_local(images, labels, trained_on="colours", seed=seed, steps=20, batch_size=16)  # noqa: E731
+    train = lambda seed: train_local(images, labels, trained_on="colours", seed=seed, steps=20, batch_size=16)
     one, again, other = train(0), train(0), train(1)
     assert torch.equal(state, torch.get_rng_state())
     x, _ = coloured(40, 1)

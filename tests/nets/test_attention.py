@@ -34,7 +34,7 @@ def test_attention_equals_the_written_out_sum(heads):
 def test_attention_follows_a_permutation_of_the_places():
     made, x = attention(), image()
     order = torch.randperm(15, generator=torch.Generator().manual_seed(2))
-    move = lambda y: y.flatten(2)[..., order].view(y.shape)  # noqa: E731
+    move = lambda y: y.flatten(2)[..., order].view(y.shape)
     torch.testing.assert_close(made(move(x)), move(made(x)))
 
 

@@ -122,7 +122,7 @@ def test_regions_folded_into_the_batch_equal_one_call_a_region(net, mod):
     weights = [0.2, 0.5, 0.3]
     looped = [net.decoder(h, [s * w for s in skips], d) for w in weights]
     scale = torch.tensor(weights * 2, dtype=torch.double).view(-1, 1, 1, 1)
-    fold = lambda y: y.repeat_interleave(3, 0)  # noqa: E731
+    fold = lambda y: y.repeat_interleave(3, 0)
     folded = net.decoder(fold(h), [fold(s) * scale for s in skips], [(fold(a), fold(b)) for a, b in d])
     torch.testing.assert_close(folded.unflatten(0, (2, 3)), torch.stack(looped, 1))
 
@@ -137,7 +137,7 @@ def test_a_decoder_leaves_the_callers_skips_alone(net):
 
 def test_extra_channels_beside_skips_and_h():
     h, skips = Encoder(CFG)(image())
-    wide = lambda y: torch.cat([y, y[:, :3]], 1)  # noqa: E731
+    wide = lambda y: torch.cat([y, y[:, :3]], 1)
     out = Decoder(CFG, skip_extra=3, in_extra=3)(wide(h), [wide(s) for s in skips])
     assert out.shape == (2, 3, 16, 16)
 
@@ -146,7 +146,7 @@ def test_extra_channels_beside_skips_and_h():
 def test_only_circular_padding_follows_a_shift(padding_mode):
     cfg = UNetConfig(base=8, multipliers=(1, 2), blocks=1, padding_mode=padding_mode, middle_attention=False)
     net, x = awake(UNet(cfg)).double(), image().double()
-    roll = lambda y: torch.roll(y, (4, 6), (2, 3))  # noqa: E731
+    roll = lambda y: torch.roll(y, (4, 6), (2, 3))
     assert torch.allclose(net(roll(x)), roll(net(x))) == (padding_mode == "circular")
 
 
@@ -200,7 +200,7 @@ def test_as_many_parameters_as_the_peer(attention):
         attention_head_dim=cfg.head_width,
         resnet_time_scale_shift="scale_shift",
     )
-    count = lambda *parts: sum(p.numel() for part in parts for p in part.parameters())  # noqa: E731
+    count = lambda *parts: sum(p.numel() for part in parts for p in part.parameters())
     assert count(net, TimeModulator(net.widths, cfg.base)) == pytest.approx(count(peer), rel=0.02)
 
 

@@ -130,12 +130,16 @@ def _grounds(split: Split, size: int, *, total: int = 6000) -> np.ndarray:
         try:
             picture = decode(path, at_least=1024)
         except BadImage as error:
-            raise ValueError(f"the fetched photograph {path} cannot be read ({error}); fetch `photos` again") from None
+            raise ValueError(
+                f"the fetched photograph {path} cannot be read ({error}); fetch `photos` again"
+            ) from None
         shorter = min(picture.size)
         for _ in range(total // len(mine)):
             side = int(max(size, shorter * 2.0 ** -rng.uniform(0, 4)))
             x, y = (int(rng.integers(0, length - side + 1)) for length in picture.size)
-            crop = picture.resize((size, size), Image.Resampling.LANCZOS, box=(x, y, x + side, y + side), reducing_gap=2.0)
+            crop = picture.resize(
+                (size, size), Image.Resampling.LANCZOS, box=(x, y, x + side, y + side), reducing_gap=2.0
+            )
             crops.append(np.asarray(crop))
     return np.stack(crops)
 
@@ -149,7 +153,14 @@ class Composites:
     class_names: tuple[str, ...] = ()
 
     def __init__(
-        self, *, kind: Kind, size: int, split: Split = "train", length: int = 20_000, seed: int = 0, channels: int = 3
+        self,
+        *,
+        kind: Kind,
+        size: int,
+        split: Split = "train",
+        length: int = 20_000,
+        seed: int = 0,
+        channels: int = 3,
     ) -> None:
         if channels != 3:
             raise ValueError("composites are colour pictures: channels must be 3")
@@ -184,7 +195,9 @@ class Composites:
         scale = np.sqrt(rng.uniform(*_AREA) * size * size / max(1, solid))
         scale = min(scale, size / (_INSIDE * max(height, width)))
         new = (max(2, round(width * scale)), max(2, round(height * scale)))
-        piece = np.asarray(Image.fromarray(np.ascontiguousarray(piece), "RGBa").resize(new, Image.Resampling.BILINEAR))
+        piece = np.asarray(
+            Image.fromarray(np.ascontiguousarray(piece), "RGBa").resize(new, Image.Resampling.BILINEAR)
+        )
         top, left = (int(rng.integers(*_span(n, size))) for n in (new[1], new[0]))
         light = rng.uniform(0.8, 1.1)  # cut-outs are lit as unevenly as photographs are
         out = ground.astype(np.float32)

@@ -198,8 +198,14 @@ def _build_photos(unpacked: Path, made: Path, package: str) -> None:
         root = share / place
         if not root.is_dir():
             continue
-        pictures = [p for p in root.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png") and p.is_file()]
-        pictures = [p for p in pictures if not p.is_symlink() and p.stem != "screenshot" and "dark" not in p.parent.name]
+        pictures = [
+            p for p in root.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png") and p.is_file()
+        ]
+        pictures = [
+            p
+            for p in pictures
+            if not p.is_symlink() and p.stem != "screenshot" and "dark" not in p.parent.name
+        ]
         if place.startswith("wallpapers"):  # one photograph at many sizes: keep the largest
             pictures = sorted(pictures, key=lambda p: p.stat().st_size)[-1:]
         for picture in pictures:
@@ -222,7 +228,12 @@ def _build_clipart(unpacked: Path, made: Path, package: str) -> None:
         shutil.copy(text, made / f"copyright-{text.parent.name}.txt")
 
 
-_BUILD = {"emoji": _build_emoji, "fashion": _build_fashion, "photos": _build_photos, "clipart": _build_clipart}
+_BUILD = {
+    "emoji": _build_emoji,
+    "fashion": _build_fashion,
+    "photos": _build_photos,
+    "clipart": _build_clipart,
+}
 
 
 def read_idx(path: Path) -> np.ndarray:

@@ -162,7 +162,7 @@ def train_local(
     parameters = [*trunk.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.1)
-    prepare = lambda x: _resize(x.to(device, torch.float32), LOCAL_SIZE, "bilinear")  # noqa: E731
+    prepare = lambda x: _resize(x.to(device, torch.float32), LOCAL_SIZE, "bilinear")
     for _ in range(steps):
         picked = train[torch.randint(len(train), (min(batch_size, len(train)),), generator=rng)]
         logits = head(trunk(prepare(images[picked])))

@@ -202,7 +202,7 @@ def concatenate(parts: Iterable[S]) -> S:
     if len(kinds) != 1:
         found = ", ".join(sorted(kind.__name__ for kind in kinds)) or "nothing"
         raise ValueError(f"can join only scores of one protocol, got {found}")
-    join = lambda name: torch.cat([getattr(p, name) for p in parts])  # noqa: E731
+    join = lambda name: torch.cat([getattr(p, name) for p in parts])
     return kinds.pop()(
         iou=join("iou"), dice=join("dice"), accuracy=join("accuracy"), mean_iou=join("mean_iou")
     )
@@ -289,7 +289,7 @@ def adjusted_rand_index(
     table = confusion(labels, truth, k, classes).double()
     if objects_only:
         table = table[..., 1:]
-    pairs = lambda counts: counts * (counts - 1) / 2  # noqa: E731
+    pairs = lambda counts: counts * (counts - 1) / 2
     together = pairs(table).sum((1, 2))
     in_labels, in_truth = pairs(table.sum(2)).sum(1), pairs(table.sum(1)).sum(1)
     expected = in_labels * in_truth / pairs(table.sum((1, 2))).clamp(min=1)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pellucid.process.predict import Prediction, from_x0, to_x0
+from pellucid.process.predict import Prediction, to_eps
 from pellucid.process.schedule import alpha_sigma, expand
 
 Weight = Literal["simple", "min_snr", "x0"]
@@ -20,10 +20,10 @@ def diffuse(x0: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
 
 
 def weight(logsnr: Tensor, kind: Weight, *, gamma: float = 5.0) -> Tensor:
-    """The factor on ||eps - eps_hat||^2: (B,) -> (B,).
+    """The factor on ||eps - eps_hat||^2, any shape -> that shape.
 
-    "simple" is Ho et al.'s L_simple (1 everywhere); "min_snr" caps the signal-to-noise ratio at
-    gamma (Hang et al., 2023), "x0" turns the loss into ||x0 - x0_hat||^2 (1 / SNR).
+    "simple" is L_simple of Ho et al. (2020), 1 everywhere; "x0" turns the loss into ||x0 - x0_hat||^2, by
+    1 / SNR; "min_snr" is min(SNR, gamma) times that (Hang et al., 2023, section 3.4).
     """
     if kind == "simple":
         return torch.ones_like(logsnr)
@@ -35,18 +35,11 @@ def weight(logsnr: Tensor, kind: Weight, *, gamma: float = 5.0) -> Tensor:
 
 
 def denoising_loss(
-    pred: Tensor,
-    x_t: Tensor,
-    eps: Tensor,
-    logsnr: Tensor,
-    *,
-    kind: Prediction = "eps",
-    weighting: Weight = "simple",
+    pred: Tensor, x_t: Tensor, eps: Tensor, logsnr: Tensor, *, kind: Prediction = "eps", weighting: Weight = "simple"
 ) -> Tensor:
-    """Mean over S of the weighted squared error of the noise: (B,).
+    """Mean over S of the weighted squared error of the noise: pred, x_t, eps (B, *S), logsnr (B,) -> (B,).
 
     Whatever the network predicts is converted to eps first, so a weighting means the same for all.
     """
-    eps_hat = pred if kind == "eps" else from_x0(to_x0(pred, x_t, logsnr, kind), x_t, logsnr, "eps")
-    error = (eps_hat - eps).square().flatten(1).mean(1)
+    error = (to_eps(pred, x_t, logsnr, kind) - eps).square().flatten(1).mean(1)
     return error * weight(logsnr, weighting)

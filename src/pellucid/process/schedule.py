@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal, Protocol
 
 import torch
@@ -68,27 +68,35 @@ class TabulatedSchedule:
         return torch.cat([(2 * logsnr[0] - logsnr[1])[None], logsnr])
 
     def time_of(self, step: Tensor | int) -> Tensor:
-        """Discrete step (0 .. T-1) -> t."""
+        """Discrete step (0 .. T-1) -> t, float64 of the same shape."""
         return (torch.as_tensor(step, dtype=torch.float64) + 1) / self.steps
 
     def logsnr(self, t: Tensor) -> Tensor:
-        table = self.table.to(t.device)
-        place = t.double().clamp(0, 1) * self.steps
-        low = place.floor().long().clamp(max=self.steps - 1)
-        return torch.lerp(table[low], table[low + 1], place - low).to(t.dtype)
+        table = _on_device(self, t.device, t.dtype)
+        place = t.clamp(0, 1) * self.steps
+        low = place.detach().long().clamp(max=self.steps - 1)
+        return torch.lerp(table[low], table[low + 1], place - low)
+
+
+@lru_cache(maxsize=64)
+def _on_device(schedule: TabulatedSchedule, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return schedule.table.to(device, dtype)
 
 
 @dataclass(frozen=True)
 class CosineSchedule:
-    """alpha = cos(pi t / 2), cut to [low, high] (Nichol and Dhariwal, 2021, in the continuous form)."""
+    """alpha = cos(pi t / 2) (Nichol and Dhariwal, 2021), in t shrunk so that log-SNR runs from `high` to `low`."""
 
     low: float = -15.0
     high: float = 15.0
 
+    def __post_init__(self) -> None:
+        _check_range(self.low, self.high)
+
     def logsnr(self, t: Tensor) -> Tensor:
         first = math.atan(math.exp(-0.5 * self.high))
         last = math.atan(math.exp(-0.5 * self.low))
-        return -2 * torch.log(torch.tan(first + t * (last - first)))
+        return -2 * torch.log(torch.tan(torch.lerp(torch.full_like(t, first), torch.full_like(t, last), t)))
 
 
 @dataclass(frozen=True)
@@ -98,8 +106,16 @@ class LinearSchedule:
     low: float = -10.0
     high: float = 10.0
 
+    def __post_init__(self) -> None:
+        _check_range(self.low, self.high)
+
     def logsnr(self, t: Tensor) -> Tensor:
         return torch.lerp(torch.full_like(t, self.high), torch.full_like(t, self.low), t)
+
+
+def _check_range(low: float, high: float) -> None:
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"log-SNR from {high} at t = 0 to {low} at t = 1: it has to fall, between finite numbers")
 
 
 ScheduleName = Literal["linear_betas", "cosine", "linear_logsnr"]
@@ -118,18 +134,38 @@ def make_schedule(name: ScheduleName) -> Schedule:
 
 
 def levels(num_steps: int, *, start: float = 1.0, table: int | None = None) -> Tensor:
-    """The times a sampler visits: (num_steps + 1,) float64 from `start` down to 0.
+    """The times a sampler visits: (num_steps + 1,) float64, falling evenly from `start` to 0.
 
-    With `table` = T they are the evenly spaced ("trailing") steps of a table of T betas, so that
-    num_steps = T visits each once and the first is t = 1.
+    With `table` = T they are steps of a table of T betas, "trailing" ones (Lin et al., "Common Diffusion Noise
+    Schedules and Sample Steps Are Flawed", 2024, table 2): the first is `start`'s own step, and from t = 1,
+    num_steps = T visits each once. A table has no more than `start` T steps to visit.
     """
-    if num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps}; a sampler needs at least one step")
-    if table is not None and num_steps > table:
-        raise ValueError(
-            f"num_steps is {num_steps}, more than the {table} steps of the table; use at most {table}"
-        )
     if not 0 < start <= 1:
         raise ValueError(f"start is {start}; sampling starts at a time in (0, 1]")
-    times = start * torch.arange(num_steps, -1, -1, dtype=torch.float64) / num_steps
-    return times if table is None else (times * table).round() / table
+    if num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps}; a sampler needs at least one step")
+    down = torch.arange(num_steps, -1, -1, dtype=torch.float64)
+    if table is None:
+        return start * down / num_steps
+    first = max(round(start * table), 1)
+    if num_steps > first:
+        raise ValueError(
+            f"num_steps is {num_steps}, but from t = {start:g} a table of {table} has {first} to visit; use at most {first}"
+        )
+    return (first * down / num_steps).round() / table
+
+
+def revisit(levels: Tensor, *, jump: int, times: int) -> Tensor:
+    """A path that walks each `jump` moves of `levels` `times` times, going back up by noising in between.
+
+    What was generated beside something known (see `guidance.keep_known`) has then been seen by the network
+    with it, `times` over, and fits it better (Lugmayr et al., "RePaint", 2022, section 4.2); at `times` as
+    many network passes. For `ddim` and `ddpm`.
+    """
+    if jump < 1 or times < 1:
+        raise ValueError(f"jump is {jump} and times is {times}; both are 1 or more")
+    pieces = [levels[:1]]
+    for i in range(0, len(levels) - 1, jump):
+        down = levels[i + 1 : i + 1 + jump]
+        pieces += [down, *(p for _ in range(times - 1) for p in (levels[i : i + 1], down))]
+    return torch.cat(pieces)
