@@ -140,6 +140,8 @@ def test_an_empty_folder(tmp_path):
     assert any("no images found" in line for line in report.lines())
     with pytest.raises(ValueError, match="no data"):
         examine(tmp_path / "missing", 16)
+    with pytest.raises(ValueError, match="built in"):
+        examine("scenes", 16)
 
 
 @pytest.mark.parametrize(("code", "told"), [(0, False), (1, True)])

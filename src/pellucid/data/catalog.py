@@ -74,6 +74,10 @@ def open_source(spec: str) -> Source:
     """The encoded images of a folder, `.parquet`, `.tar`, or `hf:NAME`. Raises ValueError as `open_data`."""
     if spec.startswith("hf:"):
         return HubSource(spec.removeprefix("hf:"))
+    if spec in BUILT_IN:
+        raise ValueError(
+            f"{spec} is built in and has no files of yours: `pellucid data show {spec}` draws some of it"
+        )
     path = Path(spec).expanduser()
     if path.is_dir():
         suffixes = {p.suffix for p in path.iterdir() if p.is_file()}
