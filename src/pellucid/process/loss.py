@@ -35,7 +35,13 @@ def weight(logsnr: Tensor, kind: Weight, *, gamma: float = 5.0) -> Tensor:
 
 
 def denoising_loss(
-    pred: Tensor, x_t: Tensor, eps: Tensor, logsnr: Tensor, *, kind: Prediction = "eps", weighting: Weight = "simple"
+    pred: Tensor,
+    x_t: Tensor,
+    eps: Tensor,
+    logsnr: Tensor,
+    *,
+    kind: Prediction = "eps",
+    weighting: Weight = "simple",
 ) -> Tensor:
     """Mean over S of the weighted squared error of the noise: pred, x_t, eps (B, *S), logsnr (B,) -> (B,).
 

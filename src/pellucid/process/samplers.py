@@ -60,7 +60,9 @@ def path(levels: Tensor, schedule: Schedule) -> list[Level]:
 # ---- single moves, from x at `now` to x at `then`; x, x0, noise (B, *S)
 
 
-def ddim_step(x: Tensor, x0: Tensor, now: Level, then: Level, *, eta: float = 0.0, noise: Tensor | None = None) -> Tensor:
+def ddim_step(
+    x: Tensor, x0: Tensor, now: Level, then: Level, *, eta: float = 0.0, noise: Tensor | None = None
+) -> Tensor:
     """Song et al., "Denoising Diffusion Implicit Models" (2021), eqs. 12 and 16.
 
     eta = 0 is deterministic, and runs towards noise as well as away from it; eta = 1 has the variance of
@@ -115,7 +117,9 @@ def heun_step(x: Tensor, x0: Tensor, guess: Tensor, x0_guess: Tensor, now: Level
     return a2 * (x / a + 0.5 * (s2 / a2 - s / a) * slope)
 
 
-def dpmpp_2m_step(x: Tensor, x0: Tensor, now: Level, then: Level, before: tuple[Tensor, Level] | None) -> Tensor:
+def dpmpp_2m_step(
+    x: Tensor, x0: Tensor, now: Level, then: Level, before: tuple[Tensor, Level] | None
+) -> Tensor:
     """Lu et al., "DPM-Solver++" (2022), algorithm 2: second order, by the x0_hat and level of the move before.
 
     First order without one, and into a clean level, where the log-SNR is infinite.
@@ -250,7 +254,9 @@ def _away_from_noise(levels: Tensor, schedule: Schedule, *, may_rise: bool = Fal
     for now, then in pairwise(walk):
         if then.t == now.t or (then.t > now.t and not may_rise):
             fall = "change" if may_rise else "fall"
-            raise ValueError(f"levels go from t = {now.t:g} to {then.t:g}; for this sampler they {fall} at each step")
+            raise ValueError(
+                f"levels go from t = {now.t:g} to {then.t:g}; for this sampler they {fall} at each step"
+            )
     return walk
 
 
@@ -264,7 +270,9 @@ def _look(denoise: Denoise, x: Tensor, now: Level, i: int, on_step: OnStep | Non
 def _noise(x: Tensor, rng: torch.Generator | None) -> Tensor:
     """Drawn where the generator lives, so that one seed gives one picture on every device."""
     if rng is None:
-        raise ValueError("this sampler adds noise and needs rng=torch.Generator(); nothing reads the global one")
+        raise ValueError(
+            "this sampler adds noise and needs rng=torch.Generator(); nothing reads the global one"
+        )
     return torch.randn(x.shape, generator=rng, dtype=x.dtype, device=rng.device).to(x.device)
 
 

@@ -115,7 +115,9 @@ class LinearSchedule:
 
 def _check_range(low: float, high: float) -> None:
     if not -math.inf < low < high < math.inf:
-        raise ValueError(f"log-SNR from {high} at t = 0 to {low} at t = 1: it has to fall, between finite numbers")
+        raise ValueError(
+            f"log-SNR from {high} at t = 0 to {low} at t = 1: it has to fall, between finite numbers"
+        )
 
 
 ScheduleName = Literal["linear_betas", "cosine", "linear_logsnr"]
