@@ -89,13 +89,13 @@ def ddpm_step(x: Tensor, x0: Tensor, now: Level, then: Level, *, noise: Tensor |
     """
     _, a, s = now
     _, a2, s2 = then
+    if s2 == 0:
+        return x0  # all that is left of the mean, without its rounding
+    if noise is None:
+        raise ValueError("a DDPM step adds noise: give it some, of the shape of x")
     ratio = a / a2
     beta = 1 - ratio**2
     mean = (ratio * s2**2 / s**2) * x + (a2 * beta / s**2) * x0
-    if s2 == 0:
-        return mean
-    if noise is None:
-        raise ValueError("a DDPM step adds noise: give it some, of the shape of x")
     return mean + math.sqrt(beta) * s2 / s * noise
 
 
