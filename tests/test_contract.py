@@ -28,12 +28,12 @@ def made(name: str):
     return recipe(name, "tiny", DataSpec(spec="scenes", size=SIZE, class_names=("a", "b")), steps=2)
 
 
-def two_steps(method) -> list[dict[str, float]]:
-    """Two steps of plain SGD over every stage and player; the terms of each."""
-    seen = []
+def some_steps(method, steps: int = 2) -> tuple[list[dict[str, float]], set[int]]:
+    """Steps of plain SGD over every stage and player; the terms of each, and the ids of what had a gradient."""
+    seen, taught = [], set()
     for stage in method.stages():
         owned = {player: list(ps) for player, ps in stage.players.items()}
-        for step in range(2):
+        for step in range(steps):
             rng = torch.Generator().manual_seed(step)
             for player, terms in stage.losses(a_batch(), rng):
                 seen.append({k: v.item() for k, v in terms.items()})
@@ -43,8 +43,10 @@ def two_steps(method) -> list[dict[str, float]]:
                 for p in owned[player]:
                     assert p.grad is not None
                     p.data -= 0.05 * p.grad
+                    if p.grad.any():
+                        taught.add(id(p))
             stage.after_step(step)
-    return seen
+    return seen, taught
 
 
 @pytest.fixture(params=sorted(recipes()))
@@ -61,14 +63,12 @@ def test_every_method_has_a_recipe():
     assert {made(name).method for name in recipes()} == set(METHODS)
 
 
-def test_training_moves_every_parameter_that_a_player_owns(method):
-    before = {k: v.clone() for k, v in method.state_dict().items()}
-    terms = two_steps(method)
+def test_training_reaches_every_parameter_that_a_player_owns(method):
+    # a layer behind zero-initialised ones gets its first gradient only when those have moved
+    terms, taught = some_steps(method, steps=6)
     assert all(torch.isfinite(torch.tensor(v)) for t in terms for v in t.values())
     owned = {id(p) for stage in method.stages() for ps in stage.players.values() for p in ps}
-    still = [k for k, p in method.named_parameters() if id(p) in owned and torch.equal(p, before[k])]
-    # a layer behind a zero-initialised one gets its first gradient in the second step, and moves then
-    assert not still
+    assert not [k for k, p in method.named_parameters() if id(p) in owned - taught]
 
 
 def test_every_parameter_has_an_owner(method):
@@ -77,7 +77,7 @@ def test_every_parameter_has_an_owner(method):
 
 
 def test_saved_and_loaded_weights_read_and_sample_the_same(name, method, tmp_path):
-    two_steps(method)
+    some_steps(method)
     save_file(method.state_dict(), tmp_path / "model.safetensors")
     other = build(replace(made(name), train=replace(made(name).train, seed=99)))
     other.load_state_dict(load_file(tmp_path / "model.safetensors"))
@@ -138,7 +138,7 @@ def other_value(name: str, control: Control, base: dict):
 
 def test_every_control_changes_the_sample(method):
     """Against the same call without it; `snapshots` changes what is kept, not what is made."""
-    two_steps(method)
+    some_steps(method)
     torch.manual_seed(0)
     for p in method.parameters():  # a barely trained network answers weakly: make every path loud
         p.data += 0.1 * torch.randn_like(p)

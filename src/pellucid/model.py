@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from pellucid.data.decode import decode
+from pellucid.data.decode import decode, upright_rgb
 from pellucid.data.images import to_uint8, to_unit
 from pellucid.methods.base import Method
 from pellucid.recipes import Recipe, build, recipe_from_json
@@ -142,12 +142,7 @@ def _open(image: Picture) -> Image.Image:
     if isinstance(image, str | Path):
         return decode(Path(image))
     if isinstance(image, Image.Image):
-        from io import BytesIO
-
-        buffer = BytesIO()  # through the one decoding policy, EXIF and alpha included
-        keep = image.info.get("exif")
-        image.save(buffer, "PNG", **({"exif": keep} if keep else {}))
-        return decode(buffer.getvalue())
+        return upright_rgb(image)
     if isinstance(image, Tensor):
         if image.ndim != 3:
             raise ValueError(f"a picture tensor is (C, H, W) in [-1, 1]; got {tuple(image.shape)}")

@@ -129,10 +129,20 @@ def decode(
         with _open(source) as image:
             if at_least is not None and image.format in ("JPEG", "MPO"):
                 image.draft("RGB", (at_least, at_least))
-            image.load()
-            return _flatten(_eight_bit(_upright(image)), background)
+            return upright_rgb(image, background)
     except _DECODE_ERRORS as error:
         raise _bad(source, error) from error
+
+
+def upright_rgb(
+    image: Image.Image, background: tuple[int, int, int] | None = (255, 255, 255)
+) -> Image.Image:
+    """What `decode` makes of an image that is open already, by the same rules. Raises BadImage."""
+    try:
+        image.load()
+        return _flatten(_eight_bit(_upright(image)), background)
+    except _DECODE_ERRORS as error:
+        raise _bad(b"", error) from error
 
 
 def decode_mask(source: Encoded) -> Image.Image:

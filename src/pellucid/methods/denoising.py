@@ -124,9 +124,10 @@ class DenoisingMethod(Method):
         return {}
 
     def regions_of(self, image: Tensor, rng: torch.Generator, regions: tuple[int, ...]) -> Tensor:
-        """(B, 1, H, W): 1 inside the regions named, by the masks that the method reads in the image."""
-        masks = self.read(image, rng)["masks"]
-        labels = masks.argmax(1, keepdim=True)
+        """(B, 1, H, W): 1 inside the regions named: those that `read` shows of each image at rng's own seed."""
+        seed = rng.initial_seed()
+        masks = [self.read(one, torch.Generator(rng.device).manual_seed(seed))["masks"] for one in image.split(1)]
+        labels = torch.cat(masks).argmax(1, keepdim=True)
         return torch.isin(labels, torch.tensor(regions, device=labels.device)).float()
 
     @torch.no_grad()

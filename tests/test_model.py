@@ -1,0 +1,130 @@
+"""The Python interface, on pictures as people have them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import pellucid
+
+
+@pytest.fixture(scope="module")
+def model(tiny_run):
+    return pellucid.load(tiny_run, device="cpu")
+
+
+MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I", "I;16", "F"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [(7, 5), (64, 16), (33, 47)])
+def test_a_picture_of_any_mode_and_size_is_read_at_its_own_size(model, mode, size):
+    ramp = np.linspace(0, 255, size[0] * size[1]).reshape(size[::-1]).astype(np.uint8)
+    picture = Image.fromarray(ramp)
+    if mode == "I;16":
+        picture = Image.fromarray(ramp.astype(np.uint16) * 257)
+    elif mode == "LAB":
+        from PIL import ImageCms
+
+        to = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+        picture = ImageCms.applyTransform(picture.convert("RGB"), to)
+    elif mode == "PA":
+        picture = picture.convert("P").convert("PA")
+    elif mode == "F":
+        picture = Image.fromarray(ramp.astype(np.float32) / 255)
+    else:
+        picture = picture.convert(mode) if mode == "I" else picture.convert("RGB").convert(mode)
+    reading = model.read(picture)
+    assert reading.image.size == size
+    assert reading.masks.shape == (3, size[1], size[0])
+    torch.testing.assert_close(reading.masks.sum(0), torch.ones(size[::-1]))
+    assert reading.labels.shape == size[::-1]
+
+
+def test_the_same_picture_in_any_dress_is_read_the_same(model, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 24, 3), dtype=np.uint8)
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).save(path)
+    dresses = [path, str(path), Image.open(path), pixels, torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1]
+    readings = [model.read(d).masks for d in dresses]
+    for other in readings[1:]:
+        torch.testing.assert_close(other, readings[0])
+
+
+def test_a_turned_photograph_is_read_upright(model, tmp_path):
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20), "red").save(path, exif=exif)
+    assert model.read(path).image.size == (20, 40)
+    assert model.read(Image.open(path)).image.size == (20, 40)
+
+
+def test_one_seed_gives_one_reading_and_one_sample(model):
+    picture = np.zeros((16, 16, 3), np.uint8)
+    assert torch.equal(model.read(picture, seed=3).masks, model.read(picture, seed=3).masks)
+    one, other = (model.sample(3, seed=4, num_steps=2).images for _ in range(2))
+    assert torch.equal(one, other)
+    assert not torch.equal(one, model.sample(3, seed=5, num_steps=2).images)
+
+
+def test_many_samples_come_in_parts_with_all_their_readouts(model):
+    sample = model.sample(5, batch=2, num_steps=2)
+    assert sample.images.shape == (5, 3, 16, 16)
+    assert sample.readouts["masks"].shape == (5, 3, 16, 16)
+
+
+def test_regions_that_are_kept_are_kept_exactly(model):
+    picture = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    made = model.edit(picture, n=2, regions=(0,), num_steps=4)
+    labels = torch.from_numpy(model.read(picture).labels)
+    kept = model._square(picture)[0][:, labels != 0]
+    for image in made.images:
+        torch.testing.assert_close(image[:, labels != 0], kept, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda m: m.sample(0), "at least one"),
+        (lambda m: m.sample(1, steps=3), "num_steps"),
+        (lambda m: m.sample(1, regions=(0,)), "image"),
+        (lambda m: m.edit(np.zeros((8, 8, 3), np.uint8), regions=(7,)), "7"),
+        (lambda m: m.read(np.zeros((8, 80, 3), np.uint8)), "80x8"),
+        (lambda m: m.read(np.zeros((8, 8, 3))), "uint8"),
+        (lambda m: m.read(torch.zeros(1, 1, 8, 8)), r"\(C, H, W\)"),
+        (lambda m: m.read("nowhere.png"), "nowhere.png"),
+    ],
+)
+def test_mistakes_are_named(model, call, says):
+    with pytest.raises((ValueError, FileNotFoundError), match=says):
+        call(model)
+
+
+def test_what_is_no_run_is_refused(tmp_path, tiny_run):
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        pellucid.load(tmp_path)
+    with pytest.raises(ValueError, match="last or best"):
+        pellucid.load(tiny_run, which="first")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="no config of pellucid"):
+        pellucid.load(tmp_path)
+
+
+def test_a_config_of_another_version_is_refused_by_name(tmp_path, tiny_run):
+    data = json.loads((tiny_run / "config.json").read_text())
+    data["recipe"]["config"]["colour"] = "blue"
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="unknown key 'colour'"):
+        pellucid.load(tmp_path)
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path, tiny_run):
+    from safetensors.torch import save_file
+
+    (tmp_path / "config.json").write_text((tiny_run / "config.json").read_text())
+    save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="do not fit its config"):
+        pellucid.load(tmp_path)
