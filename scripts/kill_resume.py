@@ -39,13 +39,16 @@ def compare(a: Path, b: Path) -> list[str]:
     wrong = []
     for group in ("model", "ema", "optim"):
         x, y = one.tensors(group), two.tensors(group)
-        wrong += [f"{group}.{k}" for k in x.keys() | y.keys() if k not in x or k not in y or not torch.equal(x[k], y[k])]
+        same = {k for k in x.keys() & y.keys() if torch.equal(x[k], y[k])}
+        wrong += [f"{group}.{k}" for k in (x.keys() | y.keys()) - same]
     x, y = (load(run, device="cpu").sample(4, seed=0, num_steps=5).images for run in (a, b))
     return wrong + ([] if torch.equal(x, y) else ["samples"])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--recipe", default="factorized")
     parser.add_argument("--steps", type=int, default=600)
@@ -61,7 +64,9 @@ def main() -> None:
         kills = 0
         for number in range(1, options.rounds + 1):
             process = subprocess.Popen(
-                command(killed, options.recipe, options.steps), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                command(killed, options.recipe, options.steps),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
             )
             # past the imports, so that most kills fall into training and saving
             wait = rng.uniform(0.25, 0.25 + 1.2 * whole / max(4, options.rounds / 3))

@@ -9,7 +9,14 @@ from pellucid.cli import main
 
 def train_tiny(out: Path, recipe: str = "factorized", **options: object) -> Path:
     """Train through the command line, in a second or so; -> the run folder."""
-    given = {"data": "scenes", "scale": "tiny", "size": 16, "steps": 6, "batch-size": 4, "device": "cpu"} | options
+    given = {
+        "data": "scenes",
+        "scale": "tiny",
+        "size": 16,
+        "steps": 6,
+        "batch-size": 4,
+        "device": "cpu",
+    } | options
     main(["train", recipe, "--out", str(out), *(w for k, v in given.items() for w in (f"--{k}", str(v)))])
     return out
 

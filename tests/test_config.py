@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pellucid.config import fingerprint, from_json, to_json
-from pellucid.recipes import SCALES, DataSpec, Recipe, build, recipe, recipe_from_json, recipe_to_json, recipes
+from pellucid.recipes import (
+    SCALES,
+    DataSpec,
+    Recipe,
+    build,
+    recipe,
+    recipe_from_json,
+    recipe_to_json,
+    recipes,
+)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,9 @@ def test_a_picture_of_any_mode_and_size_is_read_at_its_own_size(model, mode, siz
     elif mode == "LAB":
         from PIL import ImageCms
 
-        to = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+        to = ImageCms.buildTransform(
+            ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB"
+        )
         picture = ImageCms.applyTransform(picture.convert("RGB"), to)
     elif mode == "PA":
         picture = picture.convert("P").convert("PA")
@@ -47,7 +49,13 @@ def test_the_same_picture_in_any_dress_is_read_the_same(model, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (20, 24, 3), dtype=np.uint8)
     path = tmp_path / "a.png"
     Image.fromarray(pixels).save(path)
-    dresses = [path, str(path), Image.open(path), pixels, torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1]
+    dresses = [
+        path,
+        str(path),
+        Image.open(path),
+        pixels,
+        torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1,
+    ]
     readings = [model.read(d).masks for d in dresses]
     for other in readings[1:]:
         torch.testing.assert_close(other, readings[0])

@@ -38,7 +38,19 @@ def refused(capsys, *words) -> str:
     return said
 
 
-COMMANDS = ["doctor", "data", "train", "sample", "read", "edit", "evaluate", "reproduce", "bench", "export", "demo"]
+COMMANDS = [
+    "doctor",
+    "data",
+    "train",
+    "sample",
+    "read",
+    "edit",
+    "evaluate",
+    "reproduce",
+    "bench",
+    "export",
+    "demo",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -154,7 +166,9 @@ def test_ctrl_c_pauses_and_the_same_command_continues(tmp_path):
 def test_sampling_writes_pictures_masks_a_sheet_and_keeps_what_is_there(tiny_run, tmp_path):
     out, report = tmp_path / "out", tmp_path / "report.json"
     for _ in range(2):
-        run("sample", tiny_run, "-n", 2, "--out", out, "--set", "num_steps=3", "snapshots=3", "--json", report)
+        run(
+            "sample", tiny_run, "-n", 2, "--out", out, "--set", "num_steps=3", "snapshots=3", "--json", report
+        )
     names = {p.name for p in out.iterdir()}
     assert {"sample-0000.png", "sample-0000-regions.png", "sheet.png", "process.png"} <= names
     assert {"sample-0000-2.png", "sheet-2.png"} <= names
@@ -247,7 +261,9 @@ def test_evaluating_on_ones_own_labelled_folder(tiny_run, tmp_path):
     for i in range(5):
         mask = np.zeros((24, 24), np.uint8)
         mask[4:14, 6:20] = 1
-        picture = np.where(mask[..., None], rng.integers(150, 250, 3), rng.integers(0, 90, 3)).astype(np.uint8)
+        picture = np.where(mask[..., None], rng.integers(150, 250, 3), rng.integers(0, 90, 3)).astype(
+            np.uint8
+        )
         Image.fromarray(picture).save(tmp_path / "own" / "images" / f"{i}.png")
         Image.fromarray(mask).save(tmp_path / "own" / "masks" / f"{i}.png")
     report = tmp_path / "scores.json"

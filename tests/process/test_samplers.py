@@ -65,7 +65,7 @@ def test_dpmpp_agrees_with_diffusers(n):
 
 @pytest.mark.parametrize("n", [5, 20, 50])
 def test_heun_agrees_with_diffusers(n):
-    """Their scheduler walks in y = x / alpha, up to 157, in float32; ours stays in x. At 2 steps that rounding shows."""
+    """Their scheduler walks in y = x / alpha, up to 157, in float32; at 2 steps that rounding shows."""
     scheduler = HeunDiscreteScheduler(
         beta_start=1e-4, beta_end=0.02, beta_schedule="linear", timestep_spacing="trailing"
     )

@@ -93,7 +93,9 @@ def test_a_manifest_cannot_point_out_of_its_folder(tmp_path):
     folder = save_checkpoint(tmp_path, 1, TENSORS, {}).folder
     data = json.loads((folder / "manifest.json").read_text())
     data["files"]["../outside.safetensors"] = data["files"]["model.safetensors"]
-    (tmp_path / "checkpoints" / "outside.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    (tmp_path / "checkpoints" / "outside.safetensors").write_bytes(
+        (folder / "model.safetensors").read_bytes()
+    )
     (folder / "manifest.json").write_text(json.dumps(data))
     assert read_checkpoint(folder) is None
 

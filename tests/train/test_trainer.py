@@ -264,7 +264,9 @@ def test_a_disk_that_fills_up_while_writing(tmp_path, monkeypatch):
     assert [p.name for p in root.iterdir() if p.is_dir()] == ["00000004"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="mounting a small tmpfs needs root")
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("mount"), reason="mounting a small tmpfs needs root"
+)
 def test_a_really_full_disk(tmp_path):
     small = tmp_path / "small"
     small.mkdir()
@@ -273,7 +275,9 @@ def test_a_really_full_disk(tmp_path):
         pytest.skip("a tmpfs cannot be mounted here")
     try:
         go(small / "run", stop_after=4)
-        (small / "filler").write_bytes(b"x" * (os.statvfs(small).f_bavail * os.statvfs(small).f_frsize - 4096))
+        (small / "filler").write_bytes(
+            b"x" * (os.statvfs(small).f_bavail * os.statvfs(small).f_frsize - 4096)
+        )
         with pytest.raises((CheckpointError, TrainingError, OSError)):
             go(small / "run")
         assert latest(small / "run").step == 4
@@ -343,7 +347,10 @@ def test_the_learning_rate_rises_holds_and_falls():
 
 
 def test_generators_differ_by_every_part_of_their_name():
-    draws = {seeded(*key).initial_seed() for key in [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]}
+    draws = {
+        seeded(*key).initial_seed()
+        for key in [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
+    }
     assert len(draws) == 5
 
 

@@ -134,9 +134,7 @@ def decode(
         raise _bad(source, error) from error
 
 
-def upright_rgb(
-    image: Image.Image, background: tuple[int, int, int] | None = (255, 255, 255)
-) -> Image.Image:
+def upright_rgb(image: Image.Image, background: tuple[int, int, int] | None = (255, 255, 255)) -> Image.Image:
     """What `decode` makes of an image that is open already, by the same rules. Raises BadImage."""
     try:
         image.load()

@@ -123,10 +123,16 @@ class DenoisingMethod(Method):
         """A prediction -> the declared readouts."""
         return {}
 
+    def settle(self, found: Prediction, images: Tensor, use: Mapping[str, Any]) -> Prediction:
+        """The last prediction, now that the images it led to are there; `use` are the controls."""
+        return found
+
     def regions_of(self, image: Tensor, rng: torch.Generator, regions: tuple[int, ...]) -> Tensor:
         """(B, 1, H, W): 1 inside the regions named: those that `read` shows of each image at rng's own seed."""
         seed = rng.initial_seed()
-        masks = [self.read(one, torch.Generator(rng.device).manual_seed(seed))["masks"] for one in image.split(1)]
+        masks = [
+            self.read(one, torch.Generator(rng.device).manual_seed(seed))["masks"] for one in image.split(1)
+        ]
         labels = torch.cat(masks).argmax(1, keepdim=True)
         return torch.isin(labels, torch.tensor(regions, device=labels.device)).float()
 
@@ -184,10 +190,10 @@ class DenoisingMethod(Method):
 
         sampler = SAMPLERS[tuple(SAMPLERS)[use["sampler"]]]
         options = {"eta": use["eta"]} if use["sampler"] == tuple(SAMPLERS).index("ddim") else {}
-        images = sampler(denoise, x, times, self.schedule, rng=rng, on_step=on_step, **options)
+        images = sampler(denoise, x, times, self.schedule, rng=rng, on_step=on_step, **options).clamp(-1, 1)
         return Sample(
-            images=images.clamp(-1, 1),
-            readouts=self.describe(seen["last"]),
+            images=images,
+            readouts=self.describe(self.settle(seen["last"], images, use)),
             controls={k: v for k, v in use.items() if not isinstance(v, Tensor)},
             trace=tuple(trace),
         )

@@ -19,14 +19,17 @@ Forms (`FactorizedConfig.form`):
                 into coherent regions is the cheapest way to denoise it
     hybrid      ours: `code` decides the masks, the thesis' decoder paints under them (its gradient
                 does not reach the masks), so that images lose nothing to the small painter
+    kernel      ours, the default: as `hybrid`, but what a region can say of a pixel is computed in
+                closed form (see `kernels`) and needs no painter that first has to be trained; the
+                pictures that these densities divide surely teach the masks of the others
 
 B  batch; K  regions; J  subregions of each region; C, H, W  an image; D  a code
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -35,14 +38,17 @@ from torch.nn import functional as F
 
 from pellucid.methods.base import Stage, resolve
 from pellucid.methods.denoising import DenoisingMethod, Prediction, standard_controls
+from pellucid.methods.kernels import confidence, evidence, explain, refine
 from pellucid.nets.blocks import conv3
 from pellucid.nets.modulation import Modulation, TimeModulator, VectorModulator, repeat
 from pellucid.nets.unet import Decoder, Encoder, Middle, UNetConfig
 from pellucid.process.loss import denoising_loss, diffuse
-from pellucid.process.schedule import ScheduleName
-from pellucid.types import Batch, Readout
+from pellucid.process.schedule import ScheduleName, alpha_sigma, make_schedule
+from pellucid.types import Batch, Control, Readout
 
-Form = Literal["shared", "unshared", "concat", "masked_mid", "code", "hybrid"]
+OWN_TEACHER = ("hybrid", "kernel")
+"""Forms whose masks learn from something else than the decoder that paints under them."""
+Form = Literal["shared", "unshared", "concat", "masked_mid", "code", "hybrid", "kernel"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +56,7 @@ class FactorizedConfig:
     size: int = 32
     """Height and width of the images, in pixels."""
     unet: UNetConfig = field(default_factory=UNetConfig)
-    form: Form = "hybrid"
+    form: Form = "kernel"
     regions: int = 3
     """K."""
     subregions: int = 0
@@ -70,6 +76,10 @@ class FactorizedConfig:
     """Channels of the painter of `code` and `hybrid`."""
     code_layers: int = 3
     """Its convolutions after the first; all but the last are 3x3, so it sees 2 * layers + 1 pixels across."""
+    sure_share: float = 0.4
+    """`kernel`: the share of a batch, the most surely divided, that teaches the masks."""
+    explain_weight: float = 0.3
+    """`kernel`: how much the masks' cross-entropy counts beside the denoising loss."""
     min_share: float = 0.0
     """A region whose share of a picture falls below this is pulled back up; 0 leaves it alone."""
 
@@ -80,6 +90,8 @@ class FactorizedConfig:
             raise ValueError(
                 f"size is {self.size}; {len(self.unet.multipliers)} stages need a multiple of {self.unet.stride}"
             )
+        if not 0 < self.sure_share <= 1:
+            raise ValueError(f"sure_share is {self.sure_share}; it is a share, above 0 and at most 1")
         if self.subregions and self.form not in ("shared", "code"):
             raise ValueError(f"two levels are built of the forms 'shared' and 'code', not {self.form!r}")
 
@@ -206,13 +218,16 @@ class Level(nn.Module):
     def __init__(self, cfg: FactorizedConfig, regions: int) -> None:
         super().__init__()
         self.form = cfg.form
-        self.encoder, self.middle = Encoder(cfg.unet), Middle(cfg.unet)
+        self.schedule = make_schedule(cfg.schedule)
+        self.encoder = Encoder(cfg.unet, in_extra=2 if cfg.form == "kernel" else 0)
+        self.middle = Middle(cfg.unet)
         # a zero-initialised tail would make all regions equal, and their gradients too, forever
         self.masker = Decoder(cfg.unet, regions, zero_tail=False)
         widths = self.encoder.widths + self.middle.widths + self.masker.widths
         painters = {
             "shared": lambda: SharedPainter(cfg),
             "hybrid": lambda: SharedPainter(cfg),
+            "kernel": lambda: SharedPainter(cfg),
             "masked_mid": lambda: SharedPainter(cfg, mask_skips=False),
             "unshared": lambda: UnsharedPainter(cfg),
             "concat": lambda: ConcatPainter(cfg),
@@ -232,7 +247,11 @@ class Level(nn.Module):
         """The masks and everything they were made of: encoder, middle and mask generator, no painter."""
         mod = self.time(t, label)
         e, m, d = len(self.encoder.widths), len(self.middle.widths), len(self.masker.widths)
-        h, skips = self.encoder(x, mod[:e])
+        seen = x
+        if self.form == "kernel":
+            _, sigma = alpha_sigma(self.schedule.logsnr(t))
+            seen = torch.cat([x, evidence(x, sigma).to(x.dtype)], 1)
+        h, skips = self.encoder(seen, mod[:e])
         h = self.middle(h, mod[e : e + m])
         features = self.masker.features(h, skips, mod[e + m : e + m + d])
         masks = self.masker.tail(features).float().softmax(1)
@@ -247,7 +266,7 @@ class Level(nn.Module):
             code_parts = self.code_painter(x, t, codes).float()
         if self.painter is None:
             return Factors(masks, code_parts)
-        under = masks.detach() if self.form == "hybrid" else masks
+        under = masks.detach() if self.form in OWN_TEACHER else masks
         return Factors(masks, self.painter(x, h, skips, under, mod).float(), code_parts)
 
 
@@ -273,6 +292,12 @@ class Denoising:
         terms = {"denoise": denoising_loss(found, x_t, eps, logsnr).mean()}
         if teacher is not None:
             terms["code"] = denoising_loss(teacher, x_t, eps, logsnr).mean()
+        if cfg.form == "kernel":
+            target = explain(x0, cfg.regions)
+            sure = confidence(target)
+            teaches = (sure >= sure.quantile(1 - cfg.sure_share)).float()
+            entropy = -(target * torch.log(masks + 1e-6)).sum(1).mean((1, 2))
+            terms["explain"] = cfg.explain_weight * (entropy * teaches).sum() / teaches.sum()
         shares = masks.mean((2, 3))  # (B, K)
         if cfg.min_share:
             terms["floor"] = F.relu(cfg.min_share - shares).sum(1).mean()
@@ -297,6 +322,11 @@ class Factorized(DenoisingMethod):
         self.fine = Level(config, config.subregions) if config.subregions else None
         k = config.regions
         self.controls = standard_controls(config.class_names, regions=k)
+        if config.form == "kernel":
+            self.controls["refine"] = Control(
+                kind="int", default=1, low=0, high=1, reads=True,
+                help="1 weighs the network's masks with the picture's own colours; 0 takes them as they are",
+            )  # fmt: skip
         self.readouts = {
             "masks": Readout(
                 kind="masks", shape=(k, "H", "W"), help="how likely each pixel is in each region"
@@ -334,7 +364,7 @@ class Factorized(DenoisingMethod):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """eps (B, C, H, W), the masks of the finest level, and the small painter's eps where it is asked for."""
         f = self.level(x, t, label, teach=teach)
-        eps = f.combine(f.parts, teach_masks=self.config.form != "hybrid")
+        eps = f.combine(f.parts, teach_masks=self.config.form not in OWN_TEACHER)
         teacher = None if f.code_parts is None or self.config.form == "code" else f.combine(f.code_parts)
         if self.fine is None:
             return eps, f.masks, teacher
@@ -350,6 +380,10 @@ class Factorized(DenoisingMethod):
     def predict(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Prediction:
         eps, masks, _ = self.factor(x, t, label)
         return Prediction(eps, masks)
+
+    def settle(self, found: Prediction, images: Tensor, use: Mapping[str, Any]) -> Prediction:
+        assert found.masks is not None
+        return replace(found, masks=refine(images, found.masks)) if use.get("refine") else found
 
     def describe(self, found: Prediction) -> dict[str, Tensor]:
         assert found.masks is not None
@@ -376,4 +410,6 @@ class Factorized(DenoisingMethod):
             labels = None if labels is None else labels.repeat_interleave(k, 0)
             inner = self.fine.find(masked(x_t, masks), t.repeat_interleave(k, 0), labels)[0]
             masks = (masks[:, :, None] * inner.unflatten(0, (-1, k))).flatten(1, 2)
+        if use.get("refine"):
+            masks = refine(x, masks)
         return self.describe(Prediction(x_t, masks))

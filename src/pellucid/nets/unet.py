@@ -91,13 +91,16 @@ def at(mods: Sequence[Modulation], i: int) -> list:
 
 
 class Encoder(nn.Module):
-    """The way down: an image to its coarsest features, keeping those of every block and halving as skips."""
+    """The way down: an image to its coarsest features, keeping those of every block and halving as skips.
 
-    def __init__(self, cfg: UNetConfig) -> None:
+    `in_extra` are channels that the caller concatenates to the image.
+    """
+
+    def __init__(self, cfg: UNetConfig, *, in_extra: int = 0) -> None:
         super().__init__()
         self.cfg = cfg
         widths = cfg.stage_widths
-        self.head = conv3(cfg.channels, cfg.base, padding_mode=cfg.padding_mode)
+        self.head = conv3(cfg.channels + in_extra, cfg.base, padding_mode=cfg.padding_mode)
         self.stages = nn.ModuleList()
         self.downs = nn.ModuleList()
         c = cfg.base

@@ -152,7 +152,8 @@ def levels(num_steps: int, *, start: float = 1.0, table: int | None = None) -> T
     first = max(round(start * table), 1)
     if num_steps > first:
         raise ValueError(
-            f"num_steps is {num_steps}, but from t = {start:g} a table of {table} has {first} to visit; use at most {first}"
+            f"num_steps is {num_steps}, but from t = {start:g} a table of {table} has {first} to visit; use at most "
+            f"{first}"
         )
     return (first * down / num_steps).round() / table
 

@@ -26,7 +26,7 @@ def unet(scale: Scale, data: DataSpec) -> UNetConfig:
             channels=data.channels, base=8, multipliers=(1, 2), blocks=1, middle_attention=False
         )
     if scale == "cpu":
-        return UNetConfig(channels=data.channels, base=24, multipliers=(1, 2, 3), blocks=1)
+        return UNetConfig(channels=data.channels, base=16, multipliers=(1, 2, 3), blocks=1)
     if scale == "gpu":
         return UNetConfig(channels=data.channels, base=64, multipliers=(1, 2, 3, 4), blocks=2, attention=(2,))
     if data.size >= 128:
@@ -50,8 +50,8 @@ def training(scale: Scale) -> TrainConfig:
         )
     if scale == "cpu":
         return TrainConfig(
-            steps=1000, batch_size=32, lr=1e-3, ema_decay=0.995, warmup=50, decay=0.3,
-            log_every=20, sample_every=250, checkpoint_every=250,
+            steps=400, batch_size=32, lr=1e-3, ema_decay=0.99, warmup=50, decay=0.3,
+            log_every=20, sample_every=200, checkpoint_every=100,
         )  # fmt: skip
     if scale == "gpu":
         return TrainConfig(
@@ -68,7 +68,7 @@ def factorized(
     scale: Scale,
     data: DataSpec,
     *,
-    form: Form = "hybrid",
+    form: Form = "kernel",
     regions: int = 3,
     subregions: int = 0,
     conditional: bool = False,
@@ -79,6 +79,8 @@ def factorized(
             "factorized-class conditions on classes and this data has none; use `factorized`, or sort the "
             "pictures into a folder for each class"
         )
+    if form == "kernel":  # its masks are read where there is least noise, and so learned there more often
+        options = {"read_time": 0.005, "low_noise_share": 0.25} | options
     config = FactorizedConfig(
         size=data.size,
         unet=unet(scale, data),
@@ -102,6 +104,7 @@ def segmenter(scale: Scale, data: DataSpec) -> tuple[str, SegmenterConfig, Train
 
 RECIPES: Mapping[str, Maker] = {
     "factorized": factorized,
+    "factorized-hybrid": partial(factorized, form="hybrid"),
     "factorized-code": partial(factorized, form="code"),
     "factorized-shared": partial(factorized, form="shared"),
     "factorized-unshared": partial(factorized, form="unshared"),

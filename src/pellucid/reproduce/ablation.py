@@ -18,7 +18,7 @@ from pellucid.reproduce.harness import (
 from pellucid.reproduce.segment import LIMITS
 
 FORMS = {
-    "hybrid (ours, default)": "factorized",
+    "kernel (ours, default)": "factorized",
     "code (ours)": "factorized-code",
     "full (thesis)": "factorized-shared",
     "w/o weight sharing": "factorized-unshared",

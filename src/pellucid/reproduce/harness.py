@@ -40,7 +40,7 @@ class Setting:
     """Overrides the recipe's number of steps, for all methods alike."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Column:
     key: str
     title: str
@@ -142,7 +142,7 @@ def trained(setting: Setting, name: str, spec: str, seed: int, **train_options: 
     result = train(method, data, made.train, run, meta=recipe_to_json(made))
     took = time.perf_counter() - start
     setting.say(
-        f"  {name} on {spec}, seed {seed}: {made.train.steps} steps, {took:.0f} s in this run ({result})"
+        f"  {name} on {spec}, seed {seed}: {made.train.steps} steps, {result.state}; {took:.0f} s now"
     )
     method.load_state_dict(load_weights(run, ema=True))
     return method.eval(), made
@@ -153,10 +153,10 @@ def batches(data: Dataset, limit: int, size: int = 100) -> Iterable[Any]:
         yield data.batch(np.arange(start, min(start + size, limit, len(data))))
 
 
-def read_masks(method: Method, data: Dataset, limit: int, *, seed: int = 0) -> Tensor:
+def read_masks(method: Method, data: Dataset, limit: int, *, seed: int = 0, **controls: Any) -> Tensor:
     """Soft masks (N, K, H, W) that a method reads in the first pictures of a data set."""
     rng = torch.Generator().manual_seed(seed)
-    return torch.cat([method.read(b.x0, rng)["masks"] for b in batches(data, limit)])
+    return torch.cat([method.read(b.x0, rng, **controls)["masks"] for b in batches(data, limit)])
 
 
 def truth_of(data: Dataset, limit: int) -> Tensor:

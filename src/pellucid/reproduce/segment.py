@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pellucid.methods.baselines import segmenters
 from pellucid.methods.baselines.ddpm import DDPM
+from pellucid.methods.kernels import explain
 from pellucid.metrics.segmentation import foreground_scores, oracle_assignment, score
 from pellucid.reproduce.harness import (
     Column,
@@ -86,10 +87,18 @@ def run(setting: Setting) -> Report:
             for row, recipe in (
                 ("factorized (default)", "factorized"),
                 ("factorized-shared (thesis)", "factorized-shared"),
+                ("factorized-code (region codes)", "factorized-code"),
             ):
                 method, made = trained(setting, recipe, spec, seed)
                 mv, mt = read_masks(method, val, n_val), read_masks(method, test, n_test)
                 report.add(spec, row, both_protocols((mv, yv), (mt, yt)))
+                if recipe == "factorized":
+                    plain = [read_masks(method, d, n, refine=0) for d, n in ((val, n_val), (test, n_test))]
+                    report.add(spec, "  its network alone", both_protocols((plain[0], yv), (plain[1], yt)))
+                    alone = explain(xv, 3), explain(xt, 3)
+                    report.add(
+                        spec, "  its colour kernels alone", both_protocols((alone[0], yv), (alone[1], yt))
+                    )
                 if seed == setting.seeds[0]:
                     shown[row] = mt
                     report.conditions.setdefault("steps", made.train.steps)
