@@ -132,7 +132,8 @@ def other_value(name: str, control: Control, base: dict):
     if control.kind == "choice":
         return {name: control.choices[-1]}
     if control.kind == "int":
-        return {name: min(int(control.high or 9), (control.default or 0) + 3)}
+        other = min(int(control.high or 9), (control.default or 0) + 3)
+        return {name: other if other != control.default else int(control.low or 0)}
     return {name: control.high}
 
 

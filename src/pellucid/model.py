@@ -103,8 +103,8 @@ class Model:
             )
         size, stride = self.method.image_shape[-1], getattr(self.method, "stride", 1)
         scale = size / min(width, height)
-        fitted = tuple(max(size, round(v * scale / stride) * stride) for v in (height, width))
-        x = self._tensor(picture.resize(fitted[::-1], Image.Resampling.LANCZOS))
+        fitted_h, fitted_w = (max(size, round(v * scale / stride) * stride) for v in (height, width))
+        x = self._tensor(picture.resize((fitted_w, fitted_h), Image.Resampling.LANCZOS))
         rng = torch.Generator().manual_seed(seed)
         found = self.method.read(x, rng, **controls)
         masks = None

@@ -47,12 +47,11 @@ class Batch:
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""
-        move = lambda v: None if v is None else v.to(device, non_blocking=True)
         return Batch(
-            x0=move(self.x0),
-            labels=move(self.labels),
-            masks=move(self.masks),
-            truth={k: move(v) for k, v in self.truth.items()},
+            x0=self.x0.to(device, non_blocking=True),
+            labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
+            masks=None if self.masks is None else self.masks.to(device, non_blocking=True),
+            truth={k: v.to(device, non_blocking=True) for k, v in self.truth.items()},
         )
 
 

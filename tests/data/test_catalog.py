@@ -148,7 +148,7 @@ def test_parquet(tmp_path, files):
         np.testing.assert_array_equal(everything(data), pixels(files))
     assert struct.class_names == ("a", "b")
     assert struct.batch(np.arange(4)).labels.tolist() == [1, 0, 1, 0]
-    assert plain.num_classes == 4
+    assert len(plain.class_names) == 4
     some = open_data(str(tmp_path / "struct.parquet"), size=9, limit=6)
     rows = [int(key.rpartition(":")[2]) for key in some.keys]
     np.testing.assert_array_equal(everything(some), pixels(files)[rows])
@@ -252,7 +252,7 @@ def test_fashion(tmp_path, monkeypatch):
     monkeypatch.setattr(fetch, "get", lambda name: tmp_path)
     test = open_data("fashion", size=2, channels=1, split="test")
     np.testing.assert_array_equal(everything(test)[..., 0], made["t10k"])
-    assert test.num_classes == 10
+    assert len(test.class_names) == 10
     assert test.batch(np.array([11, 3])).labels.tolist() == [1, 3]
     val = open_data("fashion", size=2, channels=1, split="val", limit=50)
     np.testing.assert_array_equal(everything(val)[..., 0], made["train"][55_000::100])

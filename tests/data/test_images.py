@@ -427,7 +427,7 @@ def fill(folder: Path, count: int, size: int = 12, seed: int = 0) -> None:
 def test_folder_gives_the_pixels_of_its_files(tmp_path):
     fill(tmp_path, 7, size=8)
     data = ImageFolder(tmp_path, 8)
-    assert (len(data), data.shape, data.num_classes) == (7, (3, 8, 8), None)
+    assert (len(data), data.shape, data.class_names) == (7, (3, 8, 8), ())
     order = np.array([5, 0, 5])
     batch = data.batch(order)
     for pixels, index in zip(to_uint8(batch.x0), order, strict=True):
@@ -458,7 +458,7 @@ def test_odd_names_links_and_clutter(tmp_path):
 
 def test_one_sub_folder_is_no_class(tmp_path):
     fill(tmp_path / "jpg", 4)
-    assert ImageFolder(tmp_path, 8).num_classes is None
+    assert ImageFolder(tmp_path, 8).class_names == ()
 
 
 def test_labelled_segmentation_folder(tmp_path):
@@ -469,7 +469,7 @@ def test_labelled_segmentation_folder(tmp_path):
     for i in range(3):
         Image.fromarray(truth).save(tmp_path / "masks" / f"{i:04}.png")
     data = ImageFolder(tmp_path, 8)
-    assert data.num_classes is None
+    assert data.class_names == ()
     np.testing.assert_array_equal(data.batch(np.array([1])).masks[0], truth // 255)
     (tmp_path / "masks/0002.png").unlink()
     with pytest.raises(ValueError, match="no mask of the same name"):

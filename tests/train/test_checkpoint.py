@@ -84,7 +84,7 @@ def test_a_manifest_with_one_thing_wrong_is_none_or_makes_no_claim(folder, key, 
         if found is not None:
             assert isinstance(found.step, int)
             assert isinstance(found.state, dict)
-            assert key != "format" and key != "model.safetensors"
+            assert key not in ("format", "model.safetensors")
     finally:
         manifest.write_bytes(kept)
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -216,7 +217,7 @@ def test_the_last_k_and_the_best_are_kept(tmp_path):
 
 def test_a_folder_of_another_run_is_not_touched(tmp_path):
     go(tmp_path / "run")
-    with pytest.raises(TrainingError, match="other settings.*train.lr"):
+    with pytest.raises(TrainingError, match=r"other settings.*train\.lr"):
         go(tmp_path / "run", replace(CONFIG, lr=0.5))
     with pytest.raises(TrainingError, match="already holds a run"):
         go(tmp_path / "run", resume=False)
@@ -343,7 +344,7 @@ def test_the_learning_rate_rises_holds_and_falls():
     assert rates[9] == rates[79] == 1.0
     assert rates[90] == pytest.approx(0.5)
     assert rates[99] == pytest.approx(0.05)
-    assert all(b >= a for a, b in zip(rates[:10], rates[1:11], strict=True))
+    assert all(b >= a for a, b in pairwise(rates[:11]))
 
 
 def test_generators_differ_by_every_part_of_their_name():

@@ -168,8 +168,11 @@ def _unpack(archive: Path, into: Path) -> None:
     if archive.suffix == ".deb":
         _run(["dpkg-deb", "-x", str(archive), str(into)], into)
     else:
-        with tarfile.open(archive) as tar:
-            tar.extractall(into, filter="data")
+        try:
+            with tarfile.open(archive) as tar:
+                tar.extractall(into, filter="data")  # refuses members that would land outside
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise ValueError(f"{archive.name} could not be unpacked: {error}") from None
 
 
 def _build_emoji(unpacked: Path, made: Path, package: str) -> None:

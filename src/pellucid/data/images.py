@@ -73,9 +73,6 @@ class Dataset(Protocol):
         ...
 
     @property
-    def num_classes(self) -> int | None: ...
-
-    @property
     def class_names(self) -> tuple[str, ...]: ...
 
     @property
@@ -123,7 +120,7 @@ class Squares:
     ) -> None:
         _, height, width, channels = pixels.shape
         self.shape = (channels, height, width)
-        self.class_names, self.num_classes = class_names, len(class_names) or None
+        self.class_names = class_names
         self.fingerprint = fingerprint
         self._pixels, self._labels, self._masks = pixels, labels, masks
 

@@ -188,7 +188,6 @@ class Scenes:
     """
 
     class_names = SHAPES
-    num_classes = len(SHAPES)
 
     def __init__(
         self,
@@ -433,7 +432,7 @@ def _textures(draw: Draws, texture: np.ndarray) -> tuple[np.ndarray, ...]:
     return carriers, waves.astype(np.float32), warp, _MIX[texture], sharp
 
 
-Texture = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+Texture = tuple[np.ndarray, ...]
 
 
 def _seen(world: _World, layer: int | slice, pixel: np.ndarray) -> Texture:

@@ -15,9 +15,13 @@ from pellucid.types import Batch, Control, Readout, Sample
 class Stage(Protocol):
     """A part of a method's training, with its own losses and optimisers."""
 
-    name: str
-    players: Mapping[str, list[nn.Parameter]]
-    """Who owns which parameters; a player's optimiser is stepped when its losses are yielded."""
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def players(self) -> Mapping[str, list[nn.Parameter]]:
+        """Who owns which parameters; a player's optimiser is stepped when its losses are yielded."""
+        ...
 
     def losses(self, batch: Batch, rng: torch.Generator) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield (player, weighted loss terms); that player is stepped before the next is asked for.
@@ -68,8 +72,9 @@ def _checked(name: str, control: Control, value: Any) -> Any:
         return cast
     if control.kind == "regions":
         regions = (value,) if isinstance(value, int) else tuple(value)
-        if not regions or any(not isinstance(r, int) or not 0 <= r <= control.high for r in regions):
-            raise ValueError(f"{name} is {value!r}; regions are numbers from 0 to {int(control.high or 0)}")
+        last = int(control.high or 0)
+        if not regions or any(not isinstance(r, int) or not 0 <= r <= last for r in regions):
+            raise ValueError(f"{name} is {value!r}; regions are numbers from 0 to {last}")
         return regions
     if not isinstance(value, Tensor):
         raise ValueError(

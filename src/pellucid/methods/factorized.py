@@ -39,7 +39,7 @@ from torch.nn import functional as F
 from pellucid.methods.base import Stage, resolve
 from pellucid.methods.denoising import DenoisingMethod, Prediction, standard_controls
 from pellucid.methods.kernels import confidence, evidence, explain, refine
-from pellucid.nets.blocks import conv3
+from pellucid.nets.blocks import Padding, conv3, zeroed
 from pellucid.nets.modulation import Modulation, TimeModulator, VectorModulator, repeat
 from pellucid.nets.unet import Decoder, Encoder, Middle, UNetConfig
 from pellucid.process.loss import denoising_loss, diffuse
@@ -103,7 +103,7 @@ def masked(features: Tensor, masks: Tensor) -> Tensor:
     """
     b, k = masks.shape[:2]
     if masks.shape[-2:] != features.shape[-2:]:
-        masks = F.adaptive_avg_pool2d(masks, features.shape[-2:])
+        masks = F.adaptive_avg_pool2d(masks, (features.shape[-2], features.shape[-1]))
     c, h, w = features.shape[1:]
     folded = (features[:, None] * masks[:, :, None]).reshape(b * k, c, h, w)
     return folded.contiguous(memory_format=torch.channels_last)
@@ -149,7 +149,7 @@ class ConcatPainter(nn.Module):
 
     def forward(self, x: Tensor, h: Tensor, skips: list[Tensor], masks: Tensor, mod: Modulation) -> Tensor:
         def beside(f: Tensor) -> Tensor:
-            return torch.cat([f, F.adaptive_avg_pool2d(masks, f.shape[-2:])], dim=1)
+            return torch.cat([f, F.adaptive_avg_pool2d(masks, (f.shape[-2], f.shape[-1]))], dim=1)
 
         return self.decoder(beside(h), [beside(s) for s in skips], mod)[:, None]
 
@@ -159,7 +159,8 @@ class CodePainter(nn.Module):
 
     def __init__(self, cfg: FactorizedConfig) -> None:
         super().__init__()
-        width, pad = cfg.code_width, "replicate"  # zero padding would tell it where it is
+        width = cfg.code_width
+        pad: Padding = "replicate"  # zero padding would tell it where it is
         self.head = conv3(cfg.unet.channels, width, padding_mode=pad)
         self.convs = nn.ModuleList(
             conv3(width, width, padding_mode=pad) if i < cfg.code_layers - 1 else nn.Conv2d(width, width, 1)
@@ -169,8 +170,7 @@ class CodePainter(nn.Module):
         self.time = TimeModulator(widths, 32)
         self.code = VectorModulator(widths, cfg.code_dim)
         self.tail = nn.Conv2d(width, cfg.unet.channels, 1)
-        nn.init.zeros_(self.tail.weight)
-        nn.init.zeros_(self.tail.bias)
+        zeroed(self.tail)
 
     def forward(self, x: Tensor, t: Tensor, codes: Tensor) -> Tensor:
         """x (B, C, H, W), t (B,), codes (B, K, D) -> eps_k (B, K, C, H, W)."""
@@ -265,6 +265,7 @@ class Level(nn.Module):
             codes = region_codes(self.to_code(features).float(), masks)
             code_parts = self.code_painter(x, t, codes).float()
         if self.painter is None:
+            assert code_parts is not None
             return Factors(masks, code_parts)
         under = masks.detach() if self.form in OWN_TEACHER else masks
         return Factors(masks, self.painter(x, h, skips, under, mod).float(), code_parts)

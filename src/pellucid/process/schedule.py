@@ -11,6 +11,7 @@ so every beta table and every parameterisation is one number per t.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal, Protocol
@@ -125,7 +126,7 @@ ScheduleName = Literal["linear_betas", "cosine", "linear_logsnr"]
 
 def make_schedule(name: ScheduleName) -> Schedule:
     """A schedule by its name in a config: Ho et al.'s 1,000 linear betas, the cosine, or a straight log-SNR."""
-    makers = {
+    makers: dict[str, Callable[[], Schedule]] = {
         "linear_betas": TabulatedSchedule.linear,
         "cosine": CosineSchedule,
         "linear_logsnr": LinearSchedule,

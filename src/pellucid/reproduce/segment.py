@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -66,12 +68,13 @@ def run(setting: Setting) -> Report:
         shown: dict[str, Tensor] = {}
         for seed in setting.seeds:
             rng = torch.Generator().manual_seed(seed)
-            for row, segment in {
-                "Otsu": lambda x: segmenters.otsu(x, 2),
-                "k-means, colour + place": lambda x, r=rng: segmenters.colour_position_kmeans(x, 3, r),
-                "border rule": lambda x, r=rng: segmenters.border_rule(x, r),
+            baselines: dict[str, Callable[[Tensor], Tensor]] = {
+                "Otsu": partial(segmenters.otsu, k=2),
+                "k-means, colour + place": partial(segmenters.colour_position_kmeans, k=3, rng=rng),
+                "border rule": partial(segmenters.border_rule, rng=rng),
                 "centre box": segmenters.centre_box,
-            }.items():
+            }
+            for row, segment in baselines.items():
                 report.add(spec, row, both_protocols((segment(xv), yv), (segment(xt), yt)))
 
             ddpm, _ = trained(setting, "ddpm", spec, seed)
@@ -79,8 +82,8 @@ def run(setting: Setting) -> Report:
             # one k-means over the data set for its one assignment, one an image for the oracle: its best of each
             together = ddpm_masks(ddpm, torch.cat([xv, xt]), 3, seed, scope="dataset")
             figures = both_protocols((together[: len(xv)], yv), (together[len(xv) :], yt))
-            alone = ddpm_masks(ddpm, xt, 3, seed, scope="image")
-            best = score(alone, yt, oracle_assignment(alone, yt)).summary()
+            single = ddpm_masks(ddpm, xt, 3, seed, scope="image")
+            best = score(single, yt, oracle_assignment(single, yt)).summary()
             figures |= {k: max(v, figures[k]) for k, v in best.items()}
             report.add(spec, "DDPM features, k-means", figures)
 

@@ -31,8 +31,8 @@ def grid(images: Tensor, *, columns: int = 8, gap: int = 1) -> Image.Image:
     if images.ndim != 4 or not len(images):
         raise ValueError(f"a grid takes (N, C, H, W) images, one or more; got {tuple(images.shape)}")
     n, _, h, w = images.shape
-    pixels = images.detach().float().cpu().add(1).mul(127.5).round().clamp(0, 255).byte()
-    pixels = pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+    levels = images.detach().float().cpu().add(1).mul(127.5).round().clamp(0, 255).byte()
+    pixels = levels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
     rows = -(-n // columns)
     sheet = np.full((rows * (h + gap) + gap, min(n, columns) * (w + gap) + gap, 3), 255, np.uint8)
     for i in range(n):

@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -341,7 +342,7 @@ class _Run:
         self.say: Event = on_event if ranks.main else lambda kind, figures: None
         self.preview = preview
         self.format = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.method = method.to(device=device, memory_format=self.format).train()
+        self.method = method.to(device).to(memory_format=self.format).train()  # type: ignore[call-overload]
         self.stages = method.stages()
         self.players = [
             {n: Player(f"{i}.{n}", list(ps), config, device) for n, ps in stage.players.items()}
@@ -523,7 +524,7 @@ class _Run:
         while local < config.steps:
             batch = next(loader).to(self.device)
             batch = _formatted(batch, self.format)
-            figures = self.with_memory(lambda b=batch, at=local: self.one_step(index, stage, players, b, at))
+            figures = self.with_memory(partial(self.one_step, index, stage, players, batch, local))
             local += 1
             self.step += 1
             self.loss = (
