@@ -117,7 +117,7 @@ def test_regions_are_partitions_at_any_size(regions, shape):
 def test_refining_corrects_a_coarse_mask_by_colour():
     x, mask = picture()
     coarse = torch.zeros(1, 2, 32, 32)
-    coarse[:, 1, 6:26, 7:26] = 0.6
+    coarse[:, 1, 6:26, 7:26] = 0.52
     coarse[:, 0] = 1 - coarse[:, 1]
     iou = lambda m: ((m.argmax(1) == 1) & mask).sum() / ((m.argmax(1) == 1) | mask).sum()
     assert iou(refine(x, coarse)) > 0.95 > iou(coarse)

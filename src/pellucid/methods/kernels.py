@@ -29,10 +29,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-BANDWIDTH = 0.2
-"""The difference at which the kernel falls to exp(-1/2), as root mean square over channels: 25 of 255 levels."""
-UNKNOWN = 0.15
-"""u, as a share of the kernel's own height; a uniform density over all RGB colours would be 0.08."""
+BANDWIDTH = 0.15
+"""The difference at which the kernel falls to exp(-1/2), as root mean square over channels: 19 of 255 levels."""
+FINE_BANDWIDTH = 0.1
+"""The same where a network's masks are refined: they bridge what narrow kernels would cut."""
+UNKNOWN = 0.1
+"""u, as a share of the kernel's own height."""
+PRIOR_WEIGHT = 3.0
+"""How many times a network's masks count against one picture's densities."""
 OWN = 0.5
 """How much of an object is made of colours that it shows elsewhere; the rest is unknown, `u`."""
 OWN_KNOWN = 0.9
@@ -111,11 +115,11 @@ def evidence(x_t: Tensor, sigma: Tensor) -> Tensor:
 class Likelihood:
     """The log-densities of a batch of pictures under regions; kernels are computed once for many masks."""
 
-    def __init__(self, x: Tensor, *, own: float = OWN) -> None:
+    def __init__(self, x: Tensor, *, own: float = OWN, bandwidth: float = BANDWIDTH) -> None:
         self.own = own
         self.where = places(*x.shape[-2:], x.device)
-        self.by_frame = _kernel(x, self.where.frame, BANDWIDTH**2) * self.where.far
-        self.by_grid = _kernel(x, self.where.grid, BANDWIDTH**2)
+        self.by_frame = _kernel(x, self.where.frame, bandwidth**2) * self.where.far
+        self.by_grid = _kernel(x, self.where.grid, bandwidth**2)
 
     def __call__(self, masks: Tensor) -> Tensor:
         """masks (B, K, H, W) -> log p_k of each pixel (B, K, H, W)."""
@@ -163,23 +167,24 @@ def explain(x: Tensor, regions: int, *, iterations: int = 3) -> Tensor:
 
 
 @torch.no_grad()
-def refine(x: Tensor, masks: Tensor, *, iterations: int = 3) -> Tensor:
+def refine(x: Tensor, masks: Tensor, *, iterations: int = 5) -> Tensor:
     """What regions are, given what a network says of them and then the picture's own colours.
 
-    Bayes' rule with the network's masks (B, K, H, W) as the prior: the densities of the regions that come
-    out are put in again, `iterations` times; averaged over 3 x 3 pixels. -> as masks.
+    Bayes' rule with the network's masks (B, K, H, W), weighed by PRIOR_WEIGHT, as the prior: the densities of
+    the regions that come out are put in again, `iterations` times; averaged over 3 x 3 pixels. -> as masks.
     """
     if masks.shape[1] == 1:
         return masks
     small, prior = _smaller(x), _smaller(masks)
-    density = Likelihood(small, own=OWN_KNOWN)
-    before, found = torch.log(prior + FAINT), prior
+    density = Likelihood(small, own=OWN_KNOWN, bandwidth=FINE_BANDWIDTH)
+    before, found = PRIOR_WEIGHT * torch.log(prior + FAINT), prior
     for _ in range(iterations):
         found = _smooth((before + density(found)).softmax(1))
     if found.shape == masks.shape:
         return found
     # colours were compared coarsely: let them correct the prior, and keep its detail
-    return (torch.log(masks + FAINT) + _as_large(torch.log(found + FAINT) - before, x)).softmax(1)
+    change = torch.log(found + FAINT) - torch.log(prior + FAINT)
+    return (torch.log(masks + FAINT) + _as_large(change, x)).softmax(1)
 
 
 def confidence(masks: Tensor) -> Tensor:
