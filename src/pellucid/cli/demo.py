@@ -19,10 +19,6 @@ from pellucid.recipes import DataSpec, build, recipe, recipe_to_json
 from pellucid.train.preview import grid, overlay, save_png
 from pellucid.train.trainer import Event, train
 
-STEPS = 450
-"""About five minutes of two cores."""
-
-
 def demo(
     spec: str,
     out: Path,
@@ -37,7 +33,7 @@ def demo(
     made = recipe(
         "factorized", "cpu",
         DataSpec(spec=spec, size=size, channels=data.shape[0], class_names=data.class_names),
-        steps=steps or STEPS, checkpoint_every=100, sample_every=150,
+        **({} if steps is None else {"steps": steps}),
     )  # fmt: skip
     run = out / f"run-{Path(spec).name}-{size}"
     say(f"learning from {len(data)} pictures of {spec}, without labels; run folder {run}")
@@ -103,7 +99,8 @@ pre {{ background: #f6f6f6; padding: 1rem; overflow-x: auto }}
 </style>
 <h1>What a model learned from {html.escape(spec)}, with no labels</h1>
 <p>{made.train.steps} steps of {made.train.batch_size} pictures at {made.data.size} pixels. It was shown pictures and
-asked to remove noise from them; that it divides them into {k} regions is a consequence of how it is built.</p>
+nothing else. Of its {k} regions the first is what the frame of a picture can explain; the others share what it cannot,
+from dark to bright.</p>
 <h2>Generated pictures, and the regions that came with them</h2>
 <img src="generated.png" alt="generated pictures, each with its regions below">
 <h2>Pictures it has never seen, segmented in one pass</h2>
