@@ -91,7 +91,7 @@ if __name__ == "__main__":
     rows = run(options.quick)
     for row in rows:
         print(
-            f"{row['name']:48} {row['ours']:.2f} against {row['peer']:.2f}: {row['ratio']:.2f} (target {row["target"]})"
+            f"{row['name']:48} {row['ours']:.2f} against {row['peer']:.2f}: {row['ratio']:.2f} (target {row['target']})"
         )
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
