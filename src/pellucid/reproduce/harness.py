@@ -140,6 +140,8 @@ def trained(setting: Setting, name: str, spec: str, seed: int, **train_options: 
     method = build(made)
     start = time.perf_counter()
     result = train(method, data, made.train, run, meta=recipe_to_json(made))
+    if result.state == "paused":  # half-trained weights are no result
+        raise ValueError(f"stopped at step {result.step} of {run}; the same command continues there")
     took = time.perf_counter() - start
     setting.say(
         f"  {name} on {spec}, seed {seed}: {made.train.steps} steps, {result.state}; {took:.0f} s now"
