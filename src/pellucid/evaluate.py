@@ -144,32 +144,31 @@ def evaluate_mapped(
     `spec` is a labelled folder with class sub-folders below images/ and masks/. Figures are the oracle's
     over all classes, and for each class alone.
     """
-    data = open_data(
-        spec, size=model.recipe.data.size, channels=model.recipe.data.channels, split="test", limit=limit
-    )
-    unknown = sorted(set(mapping) - set(data.class_names))
-    if unknown or not data.class_names:
+    shape = {"size": model.recipe.data.size, "channels": model.recipe.data.channels}
+    splits = _splits(spec) if Path(spec).expanduser().exists() else ("test",)
+    parts = [open_data(spec, split=split, limit=limit, **shape) for split in splits]  # type: ignore[arg-type]
+    names = parts[0].class_names
+    unknown = sorted(set(mapping) - set(names))
+    if unknown or not names:
         raise ValueError(
-            f"the label map names classes that {spec} does not have: {unknown}; it has {list(data.class_names)}"
+            f"the label map names classes that {spec} does not have: {unknown}; it has {list(names)}"
         )
     rng = torch.Generator().manual_seed(seed)
     by_class: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    for start in range(0, len(data), 64):
-        part = data.batch(np.arange(start, min(start + 64, len(data))))
+    for part in (d.batch(np.arange(i, min(i + 64, len(d)))) for d in parts for i in range(0, len(d), 64)):
         if part.masks is None or part.labels is None:
             raise ValueError(f"{spec} needs masks and classes to be scored by a label map")
         for label in part.labels.unique().tolist():
-            name = data.class_names[label]
+            name = names[label]
             if name in mapping:
                 rows = part.labels == label
-                found = model.method.read(part.x0[rows].to(model.device), rng, label=mapping[name])[
-                    "masks"
-                ].cpu()
+                x = part.x0[rows].to(model.device)
+                found = model.method.read(x, rng, label=mapping[name])["masks"].cpu()
                 by_class.setdefault(name, []).append((found, part.masks[rows] > 0))
     figures = {}
     everything: list[tuple[Tensor, Tensor]] = []
-    for name, parts in sorted(by_class.items()):
-        masks, truth = (torch.cat([p[i] for p in parts]) for i in range(2))
+    for name, read in sorted(by_class.items()):
+        masks, truth = (torch.cat([r[i] for r in read]) for i in range(2))
         figures[f"{name} as {mapping[name]}"] = score(masks, truth, oracle_assignment(masks, truth)).summary()
         everything.append((masks, truth))
     masks, truth = (torch.cat([p[i] for p in everything]) for i in range(2))

@@ -19,6 +19,7 @@ from pellucid.recipes import DataSpec, build, recipe, recipe_to_json
 from pellucid.train.preview import grid, overlay, save_png
 from pellucid.train.trainer import Event, train
 
+
 def demo(
     spec: str,
     out: Path,

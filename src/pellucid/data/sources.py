@@ -105,9 +105,9 @@ def limited(records: Sequence[Record], limit: int | None) -> Sequence[Record]:
 class FolderSource:
     """Image files below a folder, symbolic links followed, hidden files and folders left out.
 
-    - `images/` and `masks/` with equal stems: a labelled segmentation set.
+    - `images/` and `masks/` with equal stems, below equal sub-folders if any: a labelled segmentation set.
     - `train/` with perhaps `val/` and `test/`: its own splits, each laid out like a folder.
-    - every image below one of several sub-folders: the sub-folder's name is its class.
+    - every image below one of several sub-folders (of `images/`, where there is one): its name is the class.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
@@ -131,7 +131,7 @@ class FolderSource:
         found = [entry for split, part in parts.items() for entry in self._list(split, part)]
         classes = {parents[0] if parents else None for _, parents, _, _ in found}
         self.class_names: tuple[str, ...] = ()
-        if len(classes) > 1 and None not in classes and not self.has_masks:
+        if len(classes) > 1 and None not in classes:
             self.class_names = tuple(sorted(c for c in classes if c is not None))
         index = {name: i for i, name in enumerate(self.class_names)}
         records = []
@@ -163,7 +163,8 @@ class FolderSource:
         self.has_masks = True
         by_stem = {path.relative_to(masks).with_suffix(""): path for path in self._walk(masks)}
         for path in self._walk(images):
-            yield split, (), path, by_stem.get(path.relative_to(images).with_suffix(""))
+            inside = path.relative_to(images)
+            yield split, inside.parts[:-1], path, by_stem.get(inside.with_suffix(""))
 
     def _walk(self, top: Path) -> Iterator[Path]:
         seen: set[tuple[int, int]] = set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -94,7 +96,7 @@ def run(setting: Setting) -> Report:
                 figures = {
                     k: v
                     for k, v in compare(real[:n], features(see, images), see).summary().items()
-                    if isinstance(v, float)
+                    if isinstance(v, float) and math.isfinite(v)
                 }
                 if masks is None:
                     assert isinstance(method, DDPM)

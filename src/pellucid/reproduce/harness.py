@@ -102,7 +102,7 @@ class Report:
 
     def write(self, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
-        (out / f"{self.name}.json").write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        (out / f"{self.name}.json").write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
         (out / f"{self.name}.txt").write_text("\n".join(self.lines()) + "\n")
 
 

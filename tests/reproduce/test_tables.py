@@ -1,0 +1,94 @@
+"""The tables at the smallest scale: what they write, that they use a run again, and that they add up."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from pellucid.methods.base import Method
+from pellucid.reproduce import TABLES
+from pellucid.reproduce.harness import Column, Report, Setting, trained
+
+
+def make(name, out, **options):
+    said = []
+    given = {"scale": "tiny", "seeds": 1, "data": ("scenes",), "steps": 2} | options
+    return TABLES[name].run(out=out, say=said.append, **given), said
+
+
+@pytest.mark.parametrize("name", list(TABLES))
+def test_a_table_has_every_row_and_writes_what_it_prints(name, tmp_path):
+    report, _ = make(name, tmp_path)
+    assert len(report.rows) >= 3
+    assert {data for data, _ in report.rows} == {"scenes"}
+    keys = {c.key for c in report.columns}
+    assert all(set(cells) & keys for cells in report.rows.values())
+    written = json.loads((tmp_path / f"{name}.json").read_text())
+    assert len(written["rows"]) == len(report.rows)
+    assert written["conditions"]["seeds"] == [0]
+    assert (tmp_path / f"{name}.txt").read_text().strip() == "\n".join(report.lines()).strip()
+    for picture in report.pictures:
+        assert Image.open(tmp_path / picture).width > 32
+
+
+def test_segmentation_keeps_the_protocols_apart(tmp_path):
+    report, _ = make("factorized-segment", tmp_path, seeds=2)
+    for (_, row), cells in report.rows.items():
+        if "oracle_iou" not in cells:
+            assert row in ("supervised U-Net (ceiling)", "GrabCut (told a box)")
+            continue
+        pairs = zip(cells["oracle_iou"], cells["dataset_iou"], strict=True)
+        assert all(oracle >= fixed - 1e-6 for oracle, fixed in pairs)
+    assert len(report.rows["scenes", "factorized (default)"]["dataset_iou"]) == 2
+    assert any("best label-free baseline" in note for note in report.notes)
+
+
+def test_a_run_is_used_again_by_its_own_settings_alone(tmp_path):
+    first, _ = make("factorized-generate", tmp_path)
+    changed = lambda: {p.name: (p / "checkpoints").stat().st_mtime_ns for p in (tmp_path / "runs").iterdir()}
+    folders = changed()
+    again, _ = make("factorized-generate", tmp_path)
+    assert changed() == folders
+    assert again.rows == first.rows
+    make("factorized-generate", tmp_path, steps=3)
+    assert len(list((tmp_path / "runs").iterdir())) == 2 * len(folders)
+
+
+def test_a_run_that_was_stopped_is_no_result(tmp_path, monkeypatch):
+    from pellucid.reproduce import harness
+    from pellucid.train.trainer import TrainResult
+
+    stopped = TrainResult(state="paused", step=1, seconds=0.0, images_per_second=0.0)
+    monkeypatch.setattr(harness, "train", lambda *args, **options: stopped)
+    setting = Setting(scale="tiny", seeds=(0,), data=("scenes",), out=tmp_path, say=print, size=16)
+    with pytest.raises(ValueError, match="stopped at step 1"):
+        trained(setting, "ddpm", "scenes", 0)
+
+
+def test_a_seed_changes_the_weights_and_nothing_else_does(tmp_path):
+    setting = Setting(scale="tiny", seeds=(0,), data=("scenes",), out=tmp_path, say=print, size=16, steps=2)
+
+    def weights(method: Method):
+        return method.state_dict()
+
+    one, other = (weights(trained(setting, "ddpm", "scenes", seed)[0]) for seed in (0, 1))
+    again = weights(trained(setting, "ddpm", "scenes", 0)[0])
+    assert all((one[k] == again[k]).all() for k in one)
+    assert not all((one[k] == other[k]).all() for k in one)
+
+
+def test_a_cell_is_the_mean_and_its_spread():
+    report = Report(name="t", title="T", columns=(Column("iou", "IoU"), Column("fd", "FD", "lower")))
+    for iou, fd in ((0.5, 100.0), (0.7, 120.0)):
+        report.add("d", "ours", {"iou": iou, "fd": fd})
+    report.add("d", "fixed", {"iou": 0.25})
+    text = "\n".join(report.lines())
+    assert "0.600 ±0.141" in text
+    assert "110.0 ±14.1" in text
+    assert "0.250" in text
+    assert report.mean("d", "ours", "iou") == pytest.approx(0.6)
+
+
+def test_a_table_without_seeds_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="seeds is 0"):
+        make("factorized-segment", tmp_path, seeds=0)

@@ -1,0 +1,60 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import pellucid
+from pellucid.evaluate import evaluate, evaluate_mapped, record
+
+
+def labelled(root, classes=("circle", "square"), n=4):
+    """A folder of pictures with masks, in a sub-folder for each class."""
+    rng = np.random.default_rng(0)
+    for name in classes:
+        for kind in ("images", "masks"):
+            (root / kind / name).mkdir(parents=True)
+        for i in range(n):
+            mask = np.zeros((16, 16), np.uint8)
+            mask[4:12, 3 + i : 11 + i] = 1
+            colours = rng.integers(0, 256, (2, 3))
+            Image.fromarray(colours[mask].astype(np.uint8)).save(root / "images" / name / f"{i}.png")
+            Image.fromarray(mask).save(root / "masks" / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, trained_run):
+    """Class-conditional on the shapes of scenes."""
+    return pellucid.load(
+        trained_run(tmp_path_factory.mktemp("runs") / "class", "factorized-class"), device="cpu"
+    )
+
+
+def test_a_label_map_reads_each_class_as_another(model, tmp_path):
+    known = model.recipe.data.class_names
+    result = evaluate_mapped(model, str(labelled(tmp_path)), {"circle": known[0], "square": known[1]})
+    assert set(result["scores"]) == {f"circle as {known[0]}", f"square as {known[1]}", "all classes"}
+    assert result["pictures_scored"] == 8
+
+
+def test_a_label_map_must_name_classes_that_are_there(model, tmp_path):
+    folder = str(labelled(tmp_path))
+    with pytest.raises(ValueError, match="hexagon"):
+        evaluate_mapped(model, folder, {"hexagon": model.recipe.data.class_names[0]})
+    with pytest.raises(ValueError, match="label is 'nothing'"):
+        evaluate_mapped(model, folder, {"circle": "nothing"})
+
+
+def test_a_data_sets_assignment_is_not_chosen_on_what_is_scored(model, tmp_path):
+    result = evaluate(model, str(labelled(tmp_path)))
+    assert result["pictures_scored"] == result["pictures_to_choose_on"] == 4
+
+
+def test_scores_are_kept_by_data(tmp_path):
+    record(tmp_path, {"data": "a", "scores": {}})
+    record(tmp_path, {"data": "b", "scores": {}})
+    record(tmp_path, {"data": "a", "scores": {"x": 1}})
+    kept = json.loads((tmp_path / "metrics.json").read_text())
+    assert set(kept) == {"a", "b"}
+    assert kept["a"]["scores"] == {"x": 1}
