@@ -144,5 +144,10 @@ def _best(work: Callable[[], Any], repeats: int) -> float:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    for line in run(parser.parse_args().quick):
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    found = run(options.quick)
+    for line in found:
         print(json.dumps(line))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")

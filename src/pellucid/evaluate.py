@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.data.catalog import open_data
+from pellucid.data.catalog import BUILT_IN, open_data, open_source
 from pellucid.data.images import Dataset
+from pellucid.data.sources import splits
 from pellucid.methods.baselines import segmenters
 from pellucid.metrics.segmentation import choose_assignment, oracle_assignment, score, smallest_share
 from pellucid.model import Model
@@ -49,8 +50,8 @@ def evaluate(model: Model, spec: str, *, limit: int = 1000, seed: int = 0, **con
     oracle's figures.
     """
     size, channels = model.recipe.data.size, model.recipe.data.channels
-    if Path(spec).expanduser().exists():
-        whole = [open_data(spec, size=size, channels=channels, split=s) for s in _splits(spec)]  # type: ignore[arg-type]
+    if spec not in BUILT_IN and Path(spec).expanduser().exists():
+        whole = [open_data(spec, size=size, channels=channels, split=s, limit=limit) for s in _splits(spec)]  # type: ignore[arg-type]
         parts = [read_all(model, d, seed=seed, **controls) for d in whole]
         x, masks, truth = (torch.cat([p[i] for p in parts])[:limit] for i in range(3))
         half = len(x) // 2
@@ -101,14 +102,8 @@ def evaluate(model: Model, spec: str, *, limit: int = 1000, seed: int = 0, **con
 
 def _splits(spec: str) -> tuple[str, ...]:
     """Every split of a user's folder: what is given to be scored is scored, wherever training would put it."""
-    found = []
-    for split in ("train", "val", "test"):
-        try:
-            open_data(spec, size=8, split=split)  # type: ignore[arg-type]
-        except ValueError:
-            continue
-        found.append(split)
-    return tuple(found) or ("train",)
+    there = set(splits(open_source(spec).records))
+    return tuple(s for s in ("train", "val", "test") if s in there) or ("train",)
 
 
 def table(result: Mapping[str, Any]) -> list[str]:
@@ -145,7 +140,8 @@ def evaluate_mapped(
     over all classes, and for each class alone.
     """
     shape = {"size": model.recipe.data.size, "channels": model.recipe.data.channels}
-    splits = _splits(spec) if Path(spec).expanduser().exists() else ("test",)
+    own = spec not in BUILT_IN and Path(spec).expanduser().exists()
+    splits = _splits(spec) if own else ("test",)
     parts = [open_data(spec, split=split, limit=limit, **shape) for split in splits]  # type: ignore[arg-type]
     names = parts[0].class_names
     unknown = sorted(set(mapping) - set(names))

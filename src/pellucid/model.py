@@ -144,15 +144,17 @@ def _open(image: Picture) -> Image.Image:
     if isinstance(image, Image.Image):
         return upright_rgb(image)
     if isinstance(image, Tensor):
-        if image.ndim != 3:
-            raise ValueError(f"a picture tensor is (C, H, W) in [-1, 1]; got {tuple(image.shape)}")
+        if image.ndim != 3 or len(image) not in (1, 3):
+            raise ValueError(f"a picture tensor is (C, H, W) in [-1, 1], C 1 or 3; got {tuple(image.shape)}")
         return Image.fromarray(
             to_uint8(image[None].expand(-1, 3, -1, -1) if len(image) == 1 else image[None])[0]
         )
     array = np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3):
-        raise ValueError(f"a picture array is uint8 (H, W) or (H, W, C); got {array.dtype} {array.shape}")
-    return Image.fromarray(array).convert("RGB")
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,), (4,)):
+        raise ValueError(
+            f"a picture array is uint8 (H, W), or (H, W, C) of 1, 3 or 4 channels; got {array.dtype} {array.shape}"
+        )
+    return upright_rgb(Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array))
 
 
 def load(origin: str | Path, *, device: str = "auto", which: str = "last") -> Model:

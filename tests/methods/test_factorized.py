@@ -16,11 +16,12 @@ from pellucid.methods.factorized import (
     masked,
     region_codes,
 )
+from pellucid.methods.kernels import confidence, explain
 from pellucid.nets.unet import UNetConfig
 from pellucid.types import Batch
 
 UNET = UNetConfig(base=8, multipliers=(1, 2), blocks=1)
-FORMS: tuple[Form, ...] = ("shared", "unshared", "concat", "masked_mid", "code", "hybrid")
+FORMS: tuple[Form, ...] = ("shared", "unshared", "concat", "masked_mid", "code", "hybrid", "kernel")
 
 
 def make(seed: int = 0, **options) -> Factorized:
@@ -240,3 +241,40 @@ def test_impossible_configs_are_refused(options, message):
 def test_mistaken_controls_are_named(controls, message):
     with pytest.raises(ValueError, match=message):
         make().sample(1, torch.Generator().manual_seed(0), **controls)
+
+
+@pytest.mark.parametrize("form", ["hybrid", "kernel"])
+def test_what_paints_teaches_nothing_about_the_masks(form):
+    """The decoder's loss alone: the mask generator's last layer, which nothing else shares, gets no gradient."""
+    method = make(form=form)
+    x, t = noisy()
+    eps, _, _ = method.factor(x, t, None)
+    eps.square().mean().backward()
+    assert not any(p.grad is not None and p.grad.any() for p in method.level.masker.tail.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in method.level.painter.parameters())
+
+
+def test_only_the_surest_pictures_teach_the_masks():
+    """A square on a flat ground is sure; faint noise is not, and which noise it is does not matter."""
+    x0 = torch.full((4, 3, 16, 16), -0.8)
+    x0[:, :, 5:11, 5:11] = 0.8
+    noise = torch.rand(2, 2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 0.6
+    assert confidence(explain(noise[0], 3)).max() < confidence(explain(x0, 3)).min()
+    terms = []
+    for unsure in noise:
+        method = make(form="kernel", sure_share=0.5)
+        stage = method.stages()[0]
+        batch = Batch(x0=torch.cat([x0[:2], unsure]))
+        (_, found) = next(iter(stage.losses(batch, torch.Generator().manual_seed(0))))
+        terms.append(found["explain"].item())
+    assert terms[0] == pytest.approx(terms[1], rel=1e-5)
+
+
+def test_a_region_below_its_floor_is_pulled_up():
+    method = make(form="shared", min_share=0.5)
+    (_, terms) = next(iter(method.stages()[0].losses(Batch(x0=torch.zeros(2, 3, 16, 16)), torch.Generator())))
+    assert terms["floor"] > 0
+    (_, terms) = next(
+        iter(make(form="shared").stages()[0].losses(Batch(x0=torch.zeros(2, 3, 16, 16)), torch.Generator()))
+    )
+    assert "floor" not in terms

@@ -6,10 +6,9 @@ import torch
 from scipy.integrate import trapezoid
 
 from pellucid.methods.kernels import (
-    BANDWIDTH,
+    DEFAULT,
     FAINT,
-    OWN,
-    UNKNOWN,
+    KernelConfig,
     Likelihood,
     confidence,
     evidence,
@@ -18,6 +17,7 @@ from pellucid.methods.kernels import (
     refine,
 )
 
+BANDWIDTH, OWN, UNKNOWN = DEFAULT.bandwidth, DEFAULT.own, DEFAULT.unknown
 RNG = np.random.default_rng(0)
 
 
@@ -37,7 +37,7 @@ def test_densities_are_their_definition():
     """Against plain loops in float64."""
     x = torch.from_numpy(RNG.uniform(-1, 1, (1, 3, 6, 5))).float()
     masks = torch.from_numpy(RNG.dirichlet([1, 1, 1], (1, 6, 5))).permute(0, 3, 1, 2).float()
-    found = Likelihood(x)(masks)[0].double().numpy()
+    found = Likelihood(x, own=OWN, bandwidth=BANDWIDTH, unknown=UNKNOWN)(masks)[0].double().numpy()
     pixels, m = x[0].double().numpy(), masks[0].double().numpy()
     h, w = 6, 5
     alike = lambda p, q: math.exp(-((pixels[:, *p] - pixels[:, *q]) ** 2).mean() / (2 * BANDWIDTH**2))
@@ -138,3 +138,18 @@ def test_confidence_is_one_where_nothing_is_in_doubt():
     sure[:, 1] = 1
     assert confidence(sure).item() == 1
     assert confidence(torch.full((1, 2, 4, 4), 0.5)).item() == 0
+
+
+def test_densities_are_the_same_under_autocast():
+    x, _ = picture()
+    masks = explain(x, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(explain(x, 3), masks)
+        half = evidence(x, torch.full((1,), 0.1))
+    assert torch.equal(half, evidence(x, torch.full((1,), 0.1)))
+
+
+@pytest.mark.parametrize("wrong", [{"bandwidth": 0.0}, {"unknown": -1.0}, {"own": 1.5}, {"own_known": -0.1}])
+def test_constants_that_mean_nothing_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"kernel|shares"):
+        KernelConfig(**wrong)

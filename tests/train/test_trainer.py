@@ -75,7 +75,14 @@ class TwoPlayersStage:
         loss = (clean - x).square().mean()
         if self.method.poison is not None and len(self.after) == self.method.poison:
             loss = loss * float("nan")
-        yield "net", {"denoise": loss, "fool": 0.01 * self.method.critic(clean).square().mean()}
+        yield (
+            "net",
+            {
+                "denoise": loss,
+                "fool": 0.01 * self.method.critic(clean).square().mean(),
+                "_watched": torch.tensor(1000.0),
+            },
+        )
 
     def after_step(self, step: int) -> None:
         self.after.append(step)
@@ -378,3 +385,37 @@ def test_config_json_says_what_made_the_run(tmp_path):
     data = json.loads((tmp_path / "run" / "config.json").read_text())
     assert data["recipe"]["train"]["steps"] == 12
     assert data["made_by"]["torch"] == torch.__version__
+
+
+def test_what_is_only_watched_is_no_part_of_the_loss(tmp_path):
+    """It is logged, and neither the loss on the line nor the choice of the best checkpoint hears of it."""
+    go(tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    steps = [r for r in rows if "loss" in r]
+    assert steps
+    for row in steps:
+        assert row["net.watched"] == 1000.0
+        assert row["loss"] == pytest.approx(row["critic.gap"] + row["net.denoise"] + row["net.fool"])
+
+
+def test_compiling_reaches_the_parts_that_losses_call(tmp_path, monkeypatch):
+    reached = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: reached.append(type(self).__name__))
+    go(tmp_path / "plain")
+    assert reached == []
+    go(tmp_path / "run", replace(CONFIG, compile=True))
+    assert sorted(reached) == ["Conv2d", "Sequential"]
+
+
+def test_other_pictures_than_before_are_noted(tmp_path):
+    notes = []
+    hear = lambda kind, figures: notes.append(figures["text"]) if kind == "note" else None
+    go(tmp_path / "run", stop_after=4)
+    go(tmp_path / "run", on_event=hear)
+    assert notes == []
+    go(tmp_path / "other", stop_after=4)
+    monkey = Noise()
+    monkey.fingerprint = "others"
+    meta = {"method": "two", "train": {"steps": CONFIG.steps, "lr": CONFIG.lr}}
+    train(fresh(), monkey, CONFIG, tmp_path / "other", meta=meta, on_event=hear)
+    assert "not those that the run began with" in notes[0]

@@ -79,11 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(141)
     except (
         ValueError,
-        FileNotFoundError,
-        FileExistsError,
-        PermissionError,
-        IsADirectoryError,
-        NotADirectoryError,
+        OSError,
         ImportError,
     ) as error:
         if debug:

@@ -146,6 +146,8 @@ class Train:
     """1 for grey pictures."""
     limit: int | None = None
     """Use at most so many pictures."""
+    flip: bool = True
+    """Mirror every other picture; --no-flip where left and right mean something, as in text."""
     resume: bool = True
     """Continue the run where the folder holds one; --no-resume refuses instead."""
     json: Path | None = None
@@ -164,7 +166,7 @@ class Train:
 
         if self.recipe not in recipes():
             recipe(self.recipe, self.scale, DataSpec(spec=self.data, size=32))  # raises with what is near
-        size = self.size or {"tiny": 16, "cpu": 32, "gpu": 64, "paper": 64}[self.scale]
+        size = {"tiny": 16, "cpu": 32, "gpu": 64, "paper": 64}[self.scale] if self.size is None else self.size
         device_of(self.device)
         data = open_data(self.data, size=size, channels=self.channels, limit=self.limit)
         options = {
@@ -185,6 +187,7 @@ class Train:
             seed=self.seed,
             device=self.device,
             compile=self.compile,
+            flip=self.flip,
             **options,
         )
         where = self.out or Path("runs", f"{self.recipe}-{slug(self.data)}-{size}-{self.scale}-{self.seed}")
@@ -486,7 +489,9 @@ class Bench:
     """Also write the figures here."""
 
     def run(self) -> None:
-        import runpy
+        import subprocess
+        import sys
+        import tempfile
 
         files = sorted(self.folder.glob("*.py"))
         if self.only:
@@ -497,7 +502,20 @@ class Bench:
             )
         rows: list[dict[str, Any]] = []
         for file in files:
-            rows += runpy.run_path(str(file))["run"](self.quick)
+            with tempfile.TemporaryDirectory() as folder:
+                found = Path(folder, "rows.json")
+                command = [
+                    sys.executable,
+                    str(file),
+                    "--json",
+                    str(found),
+                    *(["--quick"] if self.quick else []),
+                ]
+                say(f"running {file}")
+                done = subprocess.run(command, capture_output=True, text=True)
+                if done.returncode:
+                    raise ValueError(f"{file} failed: {' '.join(done.stderr.strip().splitlines()[-1:])}")
+                rows += json.loads(found.read_text())
         say(f"{'':44} {'ours':>10} {'peer':>10} {'ratio':>7}  target")
         for row in rows:
             say(
@@ -598,11 +616,6 @@ def _value(name: str, text: str) -> Any:
             raise ValueError(
                 f"regions is {text!r}; write region numbers, such as regions=1 or regions=0,2"
             ) from None
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
     return text
 
 

@@ -10,14 +10,21 @@ from pathlib import Path
 from typing import Any
 
 
+def _first() -> bool:
+    """Whether this process speaks and writes: of those that torchrun starts, the first alone."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(text: str) -> None:
+    if not _first():
+        return
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
 def written(path: Path | None, value: Any) -> None:
     """Write JSON, complete or not at all; nothing where no path was given."""
-    if path is None:
+    if path is None or not _first():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")

@@ -38,7 +38,7 @@ def demo(
     )  # fmt: skip
     run = out / f"run-{Path(spec).name}-{size}"
     say(f"learning from {len(data)} pictures of {spec}, without labels; run folder {run}")
-    train(
+    result = train(
         build(made),
         data,
         made.train,
@@ -47,6 +47,8 @@ def demo(
         preview=preview_of(made, run),
         on_event=on_event,
     )
+    if result.state == "paused":
+        raise ValueError(f"paused at step {result.step}; the same command continues")
     model = load(run)
 
     sample = model.sample(24, seed=1, num_steps=50, snapshots=8)

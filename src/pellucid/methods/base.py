@@ -55,8 +55,8 @@ def _checked(name: str, control: Control, value: Any) -> Any:
     if value is None:
         return None
     if control.kind == "choice":
-        if value in control.choices:
-            return control.choices.index(value)
+        if str(value) in control.choices:
+            return control.choices.index(str(value))
         if isinstance(value, int | str) and str(value).isdigit() and int(value) < len(control.choices):
             return int(value)
         raise ValueError(f"{name} is {value!r}; it is one of {', '.join(control.choices)}")
@@ -64,7 +64,9 @@ def _checked(name: str, control: Control, value: Any) -> Any:
         number = int if control.kind == "int" else float
         try:
             cast = number(value)
-        except (TypeError, ValueError):
+            if isinstance(value, float) and cast != value and value == value:
+                raise ValueError
+        except (TypeError, ValueError, OverflowError):
             raise ValueError(f"{name} is {value!r}; it is a number ({control.kind})") from None
         low, high = control.low, control.high
         if (low is not None and cast < low) or (high is not None and cast > high) or cast != cast:

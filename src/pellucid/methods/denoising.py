@@ -7,7 +7,7 @@ blending two pictures and keeping part of one are the same for all of them, and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,7 +30,6 @@ class Prediction:
     """(B, C, H, W), the noise."""
     masks: Tensor | None = None
     """(B, K, H, W), probabilities that sum to 1 at each pixel."""
-    extra: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def standard_controls(class_names: tuple[str, ...], *, regions: int = 0) -> dict[str, Control]:
@@ -127,12 +126,13 @@ class DenoisingMethod(Method):
         """The last prediction, now that the images it led to are there; `use` are the controls."""
         return found
 
-    def regions_of(self, image: Tensor, rng: torch.Generator, regions: tuple[int, ...]) -> Tensor:
+    def regions_of(
+        self, image: Tensor, rng: torch.Generator, regions: tuple[int, ...], **reading: Any
+    ) -> Tensor:
         """(B, 1, H, W): 1 inside the regions named: those that `read` shows of each image at rng's own seed."""
         seed = rng.initial_seed()
-        masks = [
-            self.read(one, torch.Generator(rng.device).manual_seed(seed))["masks"] for one in image.split(1)
-        ]
+        again = lambda: torch.Generator(rng.device).manual_seed(seed)
+        masks = [self.read(one, again(), **reading)["masks"] for one in image.split(1)]
         labels = torch.cat(masks).argmax(1, keepdim=True)
         return torch.isin(labels, torch.tensor(regions, device=labels.device)).float()
 
@@ -162,7 +162,8 @@ class DenoisingMethod(Method):
         if use["image"] is not None:
             image = self._given(use["image"], n)
             if use.get("regions"):
-                change = self.regions_of(image, rng, use["regions"])
+                reading = {k: use[k] for k, c in self.controls.items() if c.reads and use[k] is not None}
+                change = self.regions_of(image, rng, use["regions"], **reading)
                 denoise = keep_known(denoise, image, 1 - change, self.schedule, rng)
                 start = use["strength"] or 1.0
             else:

@@ -38,7 +38,7 @@ from torch.nn import functional as F
 
 from pellucid.methods.base import Stage, resolve
 from pellucid.methods.denoising import DenoisingMethod, Prediction, standard_controls
-from pellucid.methods.kernels import confidence, evidence, explain, refine
+from pellucid.methods.kernels import KernelConfig, confidence, evidence, explain, refine
 from pellucid.nets.blocks import Padding, conv3, zeroed
 from pellucid.nets.modulation import Modulation, TimeModulator, VectorModulator, repeat
 from pellucid.nets.unet import Decoder, Encoder, Middle, UNetConfig
@@ -80,6 +80,8 @@ class FactorizedConfig:
     """`kernel`: the share of a batch, the most surely divided, that teaches the masks."""
     explain_weight: float = 0.3
     """`kernel`: how much the masks' cross-entropy counts beside the denoising loss."""
+    kernel: KernelConfig = field(default_factory=KernelConfig)
+    """`kernel`: what the closed-form densities assume."""
     min_share: float = 0.0
     """A region whose share of a picture falls below this is pulled back up; 0 leaves it alone."""
 
@@ -193,7 +195,8 @@ def region_codes(features: Tensor, masks: Tensor) -> Tensor:
 
     One pixel's worth of zeros is averaged in, so that an empty region has the code zero.
     """
-    total = torch.einsum("bkhw,bdhw->bkd", masks, features)
+    with torch.autocast(features.device.type, enabled=False):
+        total = torch.einsum("bkhw,bdhw->bkd", masks.float(), features.float())
     return total / (masks.sum((2, 3))[..., None] + 1)
 
 
@@ -218,7 +221,7 @@ class Level(nn.Module):
     def __init__(self, cfg: FactorizedConfig, regions: int) -> None:
         super().__init__()
         self.form = cfg.form
-        self.schedule = make_schedule(cfg.schedule)
+        self.schedule, self.kernel = make_schedule(cfg.schedule), cfg.kernel
         self.encoder = Encoder(cfg.unet, in_extra=2 if cfg.form == "kernel" else 0)
         self.middle = Middle(cfg.unet)
         # a zero-initialised tail would make all regions equal, and their gradients too, forever
@@ -250,7 +253,7 @@ class Level(nn.Module):
         seen = x
         if self.form == "kernel":
             _, sigma = alpha_sigma(self.schedule.logsnr(t))
-            seen = torch.cat([x, evidence(x, sigma).to(x.dtype)], 1)
+            seen = torch.cat([x, evidence(x, sigma, self.kernel).to(x.dtype)], 1)
         h, skips = self.encoder(seen, mod[:e])
         h = self.middle(h, mod[e : e + m])
         features = self.masker.features(h, skips, mod[e + m : e + m + d])
@@ -294,7 +297,7 @@ class Denoising:
         if teacher is not None:
             terms["code"] = denoising_loss(teacher, x_t, eps, logsnr).mean()
         if cfg.form == "kernel":
-            target = explain(x0, cfg.regions)
+            target = explain(x0, cfg.regions, cfg.kernel)
             sure = confidence(target)
             teaches = (sure >= sure.quantile(1 - cfg.sure_share)).float()
             entropy = -(target * torch.log(masks + 1e-6)).sum(1).mean((1, 2))
@@ -384,7 +387,11 @@ class Factorized(DenoisingMethod):
 
     def settle(self, found: Prediction, images: Tensor, use: Mapping[str, Any]) -> Prediction:
         assert found.masks is not None
-        return replace(found, masks=refine(images, found.masks)) if use.get("refine") else found
+        return (
+            replace(found, masks=refine(images, found.masks, self.config.kernel))
+            if use.get("refine")
+            else found
+        )
 
     def describe(self, found: Prediction) -> dict[str, Tensor]:
         assert found.masks is not None
@@ -412,5 +419,5 @@ class Factorized(DenoisingMethod):
             inner = self.fine.find(masked(x_t, masks), t.repeat_interleave(k, 0), labels)[0]
             masks = (masks[:, :, None] * inner.unflatten(0, (-1, k))).flatten(1, 2)
         if use.get("refine"):
-            masks = refine(x, masks)
+            masks = refine(x, masks, self.config.kernel)
         return self.describe(Prediction(x_t, masks))

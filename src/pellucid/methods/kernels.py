@@ -29,22 +29,37 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-BANDWIDTH = 0.15
-"""The difference at which the kernel falls to exp(-1/2), as root mean square over channels: 19 of 255 levels."""
-FINE_BANDWIDTH = 0.1
-"""The same where a network's masks are refined: they bridge what narrow kernels would cut."""
-UNKNOWN = 0.1
-"""u, as a share of the kernel's own height."""
-PRIOR_WEIGHT = 3.0
-"""How many times a network's masks count against one picture's densities."""
-OWN = 0.5
-"""How much of an object is made of colours that it shows elsewhere; the rest is unknown, `u`."""
-OWN_KNOWN = 0.9
-"""The same where a network has said already what is object, and strangers need no welcome."""
 FAINT = 1e-4
 """Added to densities before the logarithm."""
 MAX_SIDE = 64
 """Pictures are looked at with no more pixels than this on their longer side; cost grows with its third power."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelConfig:
+    """The constants of the densities, chosen on validation pictures of emoji and scenes."""
+
+    bandwidth: float = 0.15
+    """The difference at which a kernel falls to exp(-1/2), as root mean square over channels: 19 of 255 levels."""
+    fine_bandwidth: float = 0.1
+    """The same where a network's masks are refined: they bridge what narrow kernels would cut."""
+    unknown: float = 0.1
+    """u, as a share of the kernel's own height."""
+    own: float = 0.5
+    """How much of an object is made of colours that it shows elsewhere; the rest is unknown."""
+    own_known: float = 0.9
+    """The same where a network has said already what is object, and strangers need no welcome."""
+    prior_weight: float = 3.0
+    """How many times a network's masks count against one picture's densities."""
+
+    def __post_init__(self) -> None:
+        if min(self.bandwidth, self.fine_bandwidth, self.unknown, self.prior_weight) <= 0:
+            raise ValueError("bandwidths, unknown and prior_weight of a kernel are above 0")
+        if not (0 <= self.own <= 1 and 0 <= self.own_known <= 1):
+            raise ValueError("own and own_known are shares, from 0 to 1")
+
+
+DEFAULT = KernelConfig()
 
 
 @dataclass(frozen=True)
@@ -76,6 +91,11 @@ def places(height: int, width: int, device: torch.device) -> Places:
     return Places(frame.to(device), far.to(device), near.to(device), grid.to(device))
 
 
+def _exact(x: Tensor) -> torch.autocast:
+    """Densities are compared, so they are never computed in half precision, whatever training runs in."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def _kernel(x: Tensor, index: Tensor, variance: Tensor | float) -> Tensor:
     """exp(-|x_p - x_q|^2 / (2 C variance)) for all p and the q listed: (B, P, len(index))."""
     pixels = x.flatten(2).transpose(1, 2).float()
@@ -99,7 +119,7 @@ def _as_large(found: Tensor, like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evidence(x_t: Tensor, sigma: Tensor) -> Tensor:
+def evidence(x_t: Tensor, sigma: Tensor, cfg: KernelConfig = DEFAULT) -> Tensor:
     """(B, 2, H, W), about -3 to 1: how well the far and the near frame explain each pixel of a noisy picture.
 
     sigma (B,) is the noise in x_t; the kernel widens by it, so at t = 1 the evidence is flat.
@@ -107,22 +127,28 @@ def evidence(x_t: Tensor, sigma: Tensor) -> Tensor:
     x = _smaller(x_t)
     b, _, h, w = x.shape
     where = places(h, w, x.device)
-    kernel = _kernel(x, where.frame, BANDWIDTH**2 + sigma.float().square()[:, None, None])
-    seen = [torch.einsum("bpf,pf->bp", kernel, near) / near.sum(1) for near in (where.far, where.near)]
+    with _exact(x):
+        kernel = _kernel(x, where.frame, cfg.bandwidth**2 + sigma.float().square()[:, None, None])
+        seen = [torch.einsum("bpf,pf->bp", kernel, near) / near.sum(1) for near in (where.far, where.near)]
     return _as_large((torch.log(torch.stack(seen, 1) + FAINT) + 3).div(2).view(b, 2, h, w), x_t)
 
 
 class Likelihood:
     """The log-densities of a batch of pictures under regions; kernels are computed once for many masks."""
 
-    def __init__(self, x: Tensor, *, own: float = OWN, bandwidth: float = BANDWIDTH) -> None:
-        self.own = own
+    def __init__(self, x: Tensor, *, own: float, bandwidth: float, unknown: float) -> None:
+        self.own, self.unknown = own, unknown
         self.where = places(*x.shape[-2:], x.device)
-        self.by_frame = _kernel(x, self.where.frame, bandwidth**2) * self.where.far
-        self.by_grid = _kernel(x, self.where.grid, bandwidth**2)
+        with _exact(x):
+            self.by_frame = _kernel(x, self.where.frame, bandwidth**2) * self.where.far
+            self.by_grid = _kernel(x, self.where.grid, bandwidth**2)
 
     def __call__(self, masks: Tensor) -> Tensor:
         """masks (B, K, H, W) -> log p_k of each pixel (B, K, H, W)."""
+        with _exact(masks):
+            return self._of(masks.float())
+
+    def _of(self, masks: Tensor) -> Tensor:
         b, k, h, w = masks.shape
         flat = masks.flatten(2)
         on_frame = 0.1 + flat[:, 0, self.where.frame]  # a frame that is all object still counts for a little
@@ -132,7 +158,7 @@ class Likelihood:
             owned = flat[:, 1:, self.where.grid]  # (B, K - 1, G)
             total = torch.bmm(owned, self.by_grid.transpose(1, 2))
             objects = total / (owned.sum(2)[..., None] + 1)
-            logs += torch.log(self.own * objects + (1 - self.own) * UNKNOWN / (k - 1)).unbind(1)
+            logs += torch.log(self.own * objects + (1 - self.own) * self.unknown / (k - 1)).unbind(1)
         return torch.stack(logs, 1).view(b, k, h, w)
 
 
@@ -141,7 +167,7 @@ def _smooth(masks: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def explain(x: Tensor, regions: int, *, iterations: int = 3) -> Tensor:
+def explain(x: Tensor, regions: int, cfg: KernelConfig = DEFAULT, *, iterations: int = 3) -> Tensor:
     """Regions of pictures by these densities alone: expectation maximisation, a picture at a time in effect.
 
     x (B, C, H, W) -> (B, K, H, W), a partition. Begins with what the frame explains and, among the rest,
@@ -151,9 +177,9 @@ def explain(x: Tensor, regions: int, *, iterations: int = 3) -> Tensor:
     b, _, h, w = small.shape
     if regions == 1:
         return x.new_ones(b, 1, *x.shape[-2:])
-    density = Likelihood(small)
+    density = Likelihood(small, own=cfg.own, bandwidth=cfg.bandwidth, unknown=cfg.unknown)
     ground = density(torch.full((b, 1, h, w), 1.0, device=x.device))[:, 0]
-    rest = torch.sigmoid(math.log(UNKNOWN) - ground)  # (B, H, W)
+    rest = torch.sigmoid(math.log(cfg.unknown) - ground)  # (B, H, W)
     light = small.float().mean(1)
     weight = rest.sum((1, 2), keepdim=True).clamp(min=FAINT)
     mean = (rest * light).sum((1, 2), keepdim=True) / weight
@@ -167,17 +193,17 @@ def explain(x: Tensor, regions: int, *, iterations: int = 3) -> Tensor:
 
 
 @torch.no_grad()
-def refine(x: Tensor, masks: Tensor, *, iterations: int = 5) -> Tensor:
+def refine(x: Tensor, masks: Tensor, cfg: KernelConfig = DEFAULT, *, iterations: int = 5) -> Tensor:
     """What regions are, given what a network says of them and then the picture's own colours.
 
-    Bayes' rule with the network's masks (B, K, H, W), weighed by PRIOR_WEIGHT, as the prior: the densities of
+    Bayes' rule with the network's masks (B, K, H, W), weighed by `prior_weight`, as the prior: the densities of
     the regions that come out are put in again, `iterations` times; averaged over 3 x 3 pixels. -> as masks.
     """
     if masks.shape[1] == 1:
         return masks
     small, prior = _smaller(x), _smaller(masks)
-    density = Likelihood(small, own=OWN_KNOWN, bandwidth=FINE_BANDWIDTH)
-    before, found = PRIOR_WEIGHT * torch.log(prior + FAINT), prior
+    density = Likelihood(small, own=cfg.own_known, bandwidth=cfg.fine_bandwidth, unknown=cfg.unknown)
+    before, found = cfg.prior_weight * torch.log(prior + FAINT), prior
     for _ in range(iterations):
         found = _smooth((before + density(found)).softmax(1))
     if found.shape == masks.shape:

@@ -39,7 +39,7 @@ def keep_known(
 
     known  (B, *S) clean; keep  (B, 1, H, W) or (B, *S) in [0, 1], 1 where the picture stays.
     """
-    noise = torch.randn(known.shape, generator=rng, dtype=known.dtype, device=known.device)
+    noise = torch.randn(known.shape, generator=rng, dtype=known.dtype, device=rng.device).to(known.device)
 
     def constrained(x: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = (expand(v, x) for v in alpha_sigma(schedule.logsnr(t)))

@@ -34,8 +34,6 @@ class DataSpec:
     """The classes, where the recipe conditions on them."""
     limit: int | None = None
     """At most so many pictures."""
-    flip: bool = True
-    """Mirror every other picture, drawn anew in each epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +69,8 @@ def recipe(name: str, scale: Scale, data: DataSpec, **train: Any) -> Recipe:
     if scale not in SCALES:
         raise ValueError(f"scale is {scale!r}; it is one of {', '.join(SCALES)}")
     method, config, training = known[name](scale, data)
+    if not getattr(config, "class_names", ()):
+        data = replace(data, class_names=())  # it does not matter to this run which classes there are
     return Recipe(method=method, scale=scale, config=config, data=data, train=replace(training, **train))
 
 

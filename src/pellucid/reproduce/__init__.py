@@ -47,7 +47,7 @@ class Table:
             out=out,
             data=data or self.data,
             say=say,
-            size=size or {"tiny": 16, "cpu": 32, "gpu": 64, "paper": 64}[scale],
+            size={"tiny": 16, "cpu": 32, "gpu": 64, "paper": 64}[scale] if size is None else size,
             steps=steps,
         )
         report: Report = import_module(f"pellucid.reproduce.{self.module}").run(setting)

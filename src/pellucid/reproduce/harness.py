@@ -134,9 +134,9 @@ def trained(setting: Setting, name: str, spec: str, seed: int, **train_options: 
         seed=seed,
         **train_options,
     )
-    # the key holds everything that decides the weights, so that a run is never taken for another
-    key = fingerprint(made)[:10]
-    run = setting.out / "runs" / f"{name}-{spec.replace('/', '_').strip('_')}-{seed}-{key}"
+    # the key holds all settings and the data, so that no run is taken for another
+    key = fingerprint([made, data.fingerprint])[:10]
+    run = setting.out / "runs" / f"{name}-{file_name(spec)}-{seed}-{key}"
     method = build(made)
     start = time.perf_counter()
     result = train(method, data, made.train, run, meta=recipe_to_json(made))
@@ -155,15 +155,31 @@ def batches(data: Dataset, limit: int, size: int = 100) -> Iterable[Any]:
         yield data.batch(np.arange(start, min(start + size, limit, len(data))))
 
 
+def file_name(spec: str) -> str:
+    """A data set's name as part of a file's."""
+    return spec.replace("/", "_").strip("_.") or "data"
+
+
+def read(method: Method, x: Tensor, rng: torch.Generator, **controls: Any) -> dict[str, Tensor]:
+    """`method.read` wherever its weights live, its findings on the CPU."""
+    found = method.read(x.to(next(method.parameters()).device), rng, **controls)
+    return {k: v.cpu() for k, v in found.items()}
+
+
 def read_masks(method: Method, data: Dataset, limit: int, *, seed: int = 0, **controls: Any) -> Tensor:
     """Soft masks (N, K, H, W) that a method reads in the first pictures of a data set."""
     rng = torch.Generator().manual_seed(seed)
-    return torch.cat([method.read(b.x0, rng, **controls)["masks"] for b in batches(data, limit)])
+    return torch.cat([read(method, b.x0, rng, **controls)["masks"] for b in batches(data, limit)])
 
 
 def truth_of(data: Dataset, limit: int) -> Tensor:
     """(N, H, W) bool: where an object is."""
-    return torch.cat([b.masks > 0 for b in batches(data, limit)])
+    found = [b.masks for b in batches(data, limit)]
+    if any(m is None for m in found):
+        raise ValueError(
+            "these pictures have no masks to score against; see docs/data.md for how to lay them out"
+        )
+    return torch.cat([m > 0 for m in found])
 
 
 def images_of(data: Dataset, limit: int) -> Tensor:

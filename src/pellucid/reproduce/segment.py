@@ -19,6 +19,7 @@ from pellucid.reproduce.harness import (
     Setting,
     both_protocols,
     data_for,
+    file_name,
     images_of,
     read_masks,
     trained,
@@ -49,7 +50,8 @@ LABEL_FREE = ("Otsu", "k-means, colour + place", "border rule", "centre box", "D
 def ddpm_masks(method: DDPM, images: Tensor, k: int, seed: int, *, scope: str) -> Tensor:
     """k-means of a DDPM's decoder features at steps 50, 150 and 250 (the thesis' DatasetDDPM-unsup)."""
     rng = torch.Generator().manual_seed(seed)
-    features = torch.cat([method.features(part, rng) for part in images.split(50)])
+    device = next(method.parameters()).device
+    features = torch.cat([method.features(part.to(device), rng).cpu() for part in images.split(50)])
     return segmenters.feature_kmeans(features, k, rng, scope=scope)  # type: ignore[arg-type]
 
 
@@ -124,7 +126,8 @@ def run(setting: Setting) -> Report:
     report.notes.append(
         "IoU, Dice and accuracy under one assignment: which regions are foreground is chosen once, on validation "
         "pictures, and used for all test pictures. Oracle: chosen for each test picture with its truth. The "
-        "supervised ceiling and GrabCut need no assignment; GrabCut is told a box of 80% of the frame."
+        "supervised ceiling and GrabCut need no assignment; GrabCut is told a box of 80% of the frame. The DDPM's "
+        "features are clustered over validation and test pictures together, and for the oracle also one by one."
     )
     return report
 
@@ -151,6 +154,6 @@ def _picture(
     """Rows: test pictures, the truth, then each method's regions."""
     rows = [images[:n], overlay(images[:n], truth[:n].long())]
     rows += [overlay(images[:n], masks[:n].argmax(1)) for masks in shown.values()]
-    path = out / f"factorized-segment-{spec.replace('/', '_').strip('_')}.png"
+    path = out / f"factorized-segment-{file_name(spec)}.png"
     save_png(path, grid(torch.cat(rows), columns=n), {"rows": "picture, truth, " + ", ".join(shown)})
     return path.name

@@ -46,6 +46,8 @@ def world(device: torch.device) -> Iterator[World]:
         yield World()
         return
     joined = not dist.is_initialized()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what nccl and `.cuda()` use
     if joined:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:

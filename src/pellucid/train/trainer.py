@@ -130,7 +130,11 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"device is {name!r}; it is auto, cpu, cuda, cuda:N or mps") from None
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device.type == "cuda" and there["cuda"]:
+        there["cuda"] = (device.index or 0) < torch.cuda.device_count()
     if not there.get(device.type, False):
         raise ValueError(
             f"device is {name!r}, which this machine does not have; use cpu, or auto to take what there is"
@@ -202,7 +206,9 @@ class Player:
             if state:
                 # moments take the parameter's memory format: in another, the same sums round differently
                 self.optimizer.state[parameter] = {
-                    k: v.clone() if k == "step" else torch.empty_like(parameter).copy_(v)
+                    k: v.to(parameter.device, copy=True)
+                    if k == "step"
+                    else torch.empty_like(parameter).copy_(v)
                     for k, v in state.items()
                 }
 
@@ -282,7 +288,7 @@ def _claim(run: Path, recipe: Mapping[str, Any], config: TrainConfig, resume: bo
         os.replace(part, path)
     except OSError as error:
         raise TrainingError(f"the run folder {run} cannot be written: {error.strerror or error}") from error
-    except (KeyError, json.JSONDecodeError):
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
         raise TrainingError(f"{path} is no config of a run; name another folder with --out") from None
 
 
@@ -382,6 +388,9 @@ class _Run:
                 player.load(optim)
         self.step = found.step
         self.best, self.loss = (_float(found.state[k]) for k in ("best", "loss"))
+        if found.state.get("data") != self.dataset.fingerprint:
+            text = "the pictures are not those that the run began with; it continues on what is there now"
+            self.say("note", {"text": text})
 
     def save(self) -> None:
         # the step is the same on all ranks, and so are weights and optimisers: rank 0 writes for all
@@ -397,6 +406,7 @@ class _Run:
                 "samples_seen": self.step * self.config.batch_size,
                 "best": _text(self.best),
                 "loss": _text(self.loss),
+                "data": self.dataset.fingerprint,
             }
             tensors = {"model": self.method.state_dict(), "ema": self.ema.state_dict(), "optim": optim}
             made = save_checkpoint(self.run, self.step, tensors, state)
@@ -430,6 +440,7 @@ class _Run:
             iter(stage.losses(part, seeded(self.config.seed, index, local, number))) for number, part in parts
         ]
         figures: dict[str, float] = {}
+        summed = 0.0  # of what is trained; terms that are only logged have no part in it
         while True:
             total: dict[str, Tensor] = {}
             name = None
@@ -447,6 +458,7 @@ class _Run:
             if name is None:
                 break
             values = {k.lstrip("_"): float(v) for k, v in total.items()}
+            summed += sum(float(v) for k, v in total.items() if not k.startswith("_"))
             finite = all(map(math.isfinite, values.values()))
             (broken,) = self.ranks.any(not finite)
             norm = math.nan if broken else players[name].step(factor, self.ranks)
@@ -459,9 +471,7 @@ class _Run:
         stage.after_step(local)
         self.ema.update(self.method)
         figures["lr"] = self.config.lr * factor
-        figures["loss"] = sum(
-            v for k, v in figures.items() if k.split(".")[-1] not in ("lr", "grad_norm") and k != "loss"
-        )
+        figures["loss"] = summed
         return figures
 
     def refuse(self, values: Mapping[str, float], norm: float, batch: Batch, local: int) -> None:
@@ -515,8 +525,9 @@ class _Run:
     ) -> bool:
         """Train one stage to its end; True where it was asked to stop before."""
         config, players = self.config, self.players[index]
-        if config.compile:
-            self.method.compile()
+        if config.compile:  # the losses call the parts, not the method
+            for part in self.method.children():
+                part.compile()
         loader = iter(
             Loader(self.dataset, self.order, start_step=self.step, workers=config.workers, flip=config.flip)
         )
