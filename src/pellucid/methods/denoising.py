@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from pellucid.process.predict import to_x0
 from pellucid.process.samplers import SAMPLERS
 from pellucid.process.schedule import ScheduleName, TabulatedSchedule, levels, make_schedule
 from pellucid.types import Control, Denoise, Sample
+
+Predicts = Literal["eps", "v"]
+"""What a network's output stands for; see `process.predict`."""
 
 
 @dataclass(frozen=True)

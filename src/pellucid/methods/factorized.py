@@ -37,12 +37,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pellucid.methods.base import Stage, resolve
-from pellucid.methods.denoising import DenoisingMethod, Prediction, standard_controls
+from pellucid.methods.denoising import DenoisingMethod, Prediction, Predicts, standard_controls
 from pellucid.methods.kernels import KernelConfig, confidence, evidence, explain, refine
 from pellucid.nets.blocks import Padding, conv3, zeroed
 from pellucid.nets.modulation import Modulation, TimeModulator, VectorModulator, repeat
 from pellucid.nets.unet import Decoder, Encoder, Middle, UNetConfig
 from pellucid.process.loss import denoising_loss, diffuse
+from pellucid.process.predict import to_eps
 from pellucid.process.schedule import ScheduleName, alpha_sigma, make_schedule
 from pellucid.types import Batch, Control, Readout
 
@@ -66,6 +67,9 @@ class FactorizedConfig:
     label_dropout: float = 0.1
     """How often training hides the class, so that guidance has something to guide from."""
     schedule: ScheduleName = "linear_betas"
+    predicts: Predicts = "eps"
+    """What the network's output is: the noise, as in the papers, or v, which at small budgets learns far sooner,
+    since its noise at high noise is x_t itself. The loss is that of the noise either way."""
     low_noise_share: float = 0.0
     """Share of training times drawn from [0, 0.2] on top of the uniform ones, where masks can be seen."""
     read_time: float = 0.03
@@ -367,19 +371,21 @@ class Factorized(DenoisingMethod):
         self, x: Tensor, t: Tensor, label: Tensor | None, *, teach: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """eps (B, C, H, W), the masks of the finest level, and the small painter's eps where it is asked for."""
+        # masks sum to 1, so that converting their sum of parts converts each part
+        noise = lambda out: to_eps(out, x, self.schedule.logsnr(t), self.config.predicts)
         f = self.level(x, t, label, teach=teach)
-        eps = f.combine(f.parts, teach_masks=self.config.form not in OWN_TEACHER)
-        teacher = None if f.code_parts is None or self.config.form == "code" else f.combine(f.code_parts)
+        out = f.combine(f.parts, teach_masks=self.config.form not in OWN_TEACHER)
+        small = None if f.code_parts is None or self.config.form == "code" else f.combine(f.code_parts)
         if self.fine is None:
-            return eps, f.masks, teacher
+            return noise(out), f.masks, None if small is None else noise(small)
         # level 2 sees the noisy input under each level-1 mask; its weights are shared by the K branches
         k = f.masks.shape[1]
         label = None if label is None else label.repeat_interleave(k, 0)
         g = self.fine(masked(x, f.masks), t.repeat_interleave(k, 0), label)
-        fine_eps = g.combine(g.parts).unflatten(0, (-1, k))  # (B, K, C, H, W)
-        eps = f.combine((f.parts + fine_eps) / 2)
+        fine = g.combine(g.parts).unflatten(0, (-1, k))  # (B, K, C, H, W)
+        out = f.combine((f.parts + fine) / 2)
         fine_masks = (f.masks[:, :, None] * g.masks.unflatten(0, (-1, k))).flatten(1, 2)  # (B, K J, H, W)
-        return eps, fine_masks, teacher
+        return noise(out), fine_masks, None
 
     def predict(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Prediction:
         eps, masks, _ = self.factor(x, t, label)

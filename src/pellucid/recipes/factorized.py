@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.methods.baselines.ddpm import DDPMConfig
 from pellucid.methods.baselines.supervised import SegmenterConfig
+from pellucid.methods.denoising import Predicts
 from pellucid.methods.factorized import FactorizedConfig, Form
 from pellucid.nets.unet import UNetConfig
 from pellucid.train.trainer import TrainConfig
@@ -34,6 +35,11 @@ def unet(scale: Scale, data: DataSpec) -> UNetConfig:
             channels=data.channels, base=128, multipliers=(1, 1, 2, 3, 4), blocks=2, attention=(3,)
         )
     return UNetConfig(channels=data.channels, base=128, multipliers=(1, 2, 3, 4), blocks=3, attention=(2,))
+
+
+def predicts(scale: Scale) -> Predicts:
+    """The noise, as the papers do, or v where there are too few steps to learn that noise looks like noise."""
+    return "v" if scale in ("tiny", "cpu") else "eps"
 
 
 def training(scale: Scale) -> TrainConfig:
@@ -88,6 +94,7 @@ def factorized(
         regions=regions,
         subregions=subregions,
         class_names=data.class_names if conditional else (),
+        predicts=predicts(scale),
         code_width=64 if scale in ("gpu", "paper") else 32,
         **options,
     )
@@ -95,7 +102,8 @@ def factorized(
 
 
 def ddpm(scale: Scale, data: DataSpec) -> tuple[str, DDPMConfig, TrainConfig]:
-    return "ddpm", DDPMConfig(size=data.size, unet=unet(scale, data)), training(scale)
+    config = DDPMConfig(size=data.size, unet=unet(scale, data), predicts=predicts(scale))
+    return "ddpm", config, training(scale)
 
 
 def segmenter(scale: Scale, data: DataSpec) -> tuple[str, SegmenterConfig, TrainConfig]:
