@@ -18,6 +18,7 @@ from pellucid.methods.factorized import (
 )
 from pellucid.methods.kernels import confidence, explain
 from pellucid.nets.unet import UNetConfig
+from pellucid.process.schedule import alpha_sigma
 from pellucid.types import Batch
 
 UNET = UNetConfig(base=8, multipliers=(1, 2), blocks=1)
@@ -278,3 +279,13 @@ def test_a_region_below_its_floor_is_pulled_up():
         iter(make(form="shared").stages()[0].losses(Batch(x0=torch.zeros(2, 3, 16, 16)), torch.Generator()))
     )
     assert "floor" not in terms
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_network_that_says_v_says_the_same_noise(form):
+    """The same weights under either name: eps = alpha v + sigma x, whatever the masks."""
+    as_eps, as_v = make(form=form), make(form=form, predicts="v")
+    x, t = noisy()
+    alpha, sigma = (v[:, None, None, None] for v in alpha_sigma(as_v.schedule.logsnr(t)))
+    expected = alpha * as_eps.predict(x, t).eps + sigma * x
+    torch.testing.assert_close(as_v.predict(x, t).eps, expected, atol=1e-5, rtol=1e-5)
