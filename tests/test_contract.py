@@ -126,7 +126,7 @@ def other_value(name: str, control: Control, base: dict):
     if name == "blend":
         return {"image": picture, "blend_with": -picture, "blend": 0.1}
     if control.kind == "regions":
-        return {"image": picture, name: (0,)}
+        return {"image": picture, "strength": 0.5, name: (0,)}
     if name == "guidance_scale":
         return {"label": 0, "guidance_scale": 3.0}
     if control.kind == "choice":

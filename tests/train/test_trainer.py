@@ -146,18 +146,21 @@ def test_kill_9_at_any_moment(tmp_path):
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from pathlib import Path\n"
         "import test_trainer as t\n"
-        "slow = lambda kind, figures: time.sleep(0.02) if kind == 'step' else None\n"
+        "tell = lambda kind, figures: kind == 'step' and print(figures['step'], flush=True)\n"
+        "slow = lambda kind, figures: (tell(kind, figures), time.sleep(0.05))\n"
         f"t.go(Path({str(tmp_path / 'killed')!r}), t.replace(t.CONFIG, log_every=1), on_event=slow)\n"
     )
     go(tmp_path / "alone", replace(CONFIG, log_every=1))
-    for delay in (0.02, 0.12, 0.2):
-        process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "killed" / "log.jsonl").exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
+    reached = []
+    for more, delay in ((3, 0.0), (4, 0.03), (2, 0.06)):  # steps to wait for, and how long after
+        process = subprocess.Popen(
+            [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        reached.append(int([process.stdout.readline() for _ in range(more)][-1]))
         time.sleep(delay)
         process.kill()
         process.wait()
+    assert all(0 < step < 12 for step in reached), "a kill came too late to hit training"
     assert subprocess.run([sys.executable, str(script)], check=False).returncode == 0
     assert_same(tmp_path / "alone", tmp_path / "killed")
 
