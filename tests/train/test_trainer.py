@@ -23,6 +23,7 @@ from pellucid.methods.base import Method
 from pellucid.train.checkpoint import CheckpointError, best, latest, load_weights, steps_of
 from pellucid.train.ema import EMA
 from pellucid.train.log import read_log
+from pellucid.train.preview import grid
 from pellucid.train.trainer import TrainConfig, TrainingError, learning_rate, seeded, train
 from pellucid.types import Batch
 
@@ -99,6 +100,12 @@ def fresh() -> TwoPlayers:
 def go(run: Path, config: TrainConfig = CONFIG, method: Method | None = None, **options):
     meta = {"method": "two", "train": {"steps": config.steps, "lr": config.lr}}
     return train(method or fresh(), Noise(), config, run, meta=meta, **options)
+
+
+def sheet(method: Method):
+    """A preview, which where weights are split all processes have to make together."""
+    with torch.no_grad():
+        return grid(method.net(torch.zeros(2, 3, 8, 8))), {}
 
 
 def everything(run: Path) -> dict[str, torch.Tensor]:
@@ -314,24 +321,34 @@ def test_running_out_of_memory_halves_the_part_and_keeps_the_batch(tmp_path):
     assert_same(tmp_path / "run", tmp_path / "two")
 
 
-def test_two_processes_are_one_with_two_micro_batches(tmp_path):
+def launched(tmp_path: Path, *calls: str) -> None:
+    """Run calls of `go` in two gloo processes."""
     script = tmp_path / "job.py"
-    script.write_text(
-        "import sys\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from pathlib import Path\n"
-        "import test_trainer as t\n"
-        f"t.go(Path({str(tmp_path / 'two')!r}))\n"
-    )
-    launched = subprocess.run(
+    lines = ["import sys", f"sys.path.insert(0, {str(Path(__file__).parent)!r})", "from dataclasses import replace"]
+    script.write_text("\n".join([*lines, "from pathlib import Path", "import test_trainer as t", *calls]) + "\n")
+    done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=180,
     )  # fmt: skip
-    assert launched.returncode == 0, launched.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(("first", "then"), [("ddp", "ddp"), ("fsdp", "fsdp"), ("fsdp", "ddp")])
+def test_two_processes_are_one_with_two_micro_batches(tmp_path, first, then):
+    two = tmp_path / "two"
+    with_ = "config=replace(t.CONFIG, parallel={!r}, sample_every=3), preview=t.sheet"
+    # stopped and continued, so that split weights are written and read as well
+    launched(
+        tmp_path,
+        f"t.go(Path({str(two)!r}), {with_.format(first)}, stop_after=4)",
+        f"t.go(Path({str(two)!r}), {with_.format(then)})",
+    )
+    assert len(list((two / "samples").iterdir())) == 4
     go(tmp_path / "one", replace(CONFIG, micro_batches=2))
-    one, two = everything(tmp_path / "one"), everything(tmp_path / "two")
+    one, found = everything(tmp_path / "one"), everything(two)
+    assert one.keys() == found.keys()
     for key, value in one.items():
-        torch.testing.assert_close(two[key], value, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found[key], value, atol=1e-5, rtol=1e-4)
 
 
 def test_ema_is_its_recurrence_with_warm_up():

@@ -142,6 +142,8 @@ class Train:
     """bf16 is fast where the processor has it, and very slow where it has to be emulated."""
     compile: bool = False
     """Compile the network first: minutes at the start, faster after."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: all weights in every process, or a share of them in each."""
     channels: Literal[1, 3] = 3
     """1 for grey pictures."""
     limit: int | None = None
@@ -187,6 +189,7 @@ class Train:
             seed=self.seed,
             device=self.device,
             compile=self.compile,
+            parallel=self.parallel,
             flip=self.flip,
             **options,
         )
@@ -197,7 +200,7 @@ class Train:
         with Progress() as progress:
             result = train(
                 build(made), data, made.train, where, meta=recipe_to_json(made),
-                preview=preview_of(made, where), resume=self.resume, on_event=progress.on_event,
+                preview=preview_of(made), resume=self.resume, on_event=progress.on_event,
             )  # fmt: skip
         if result.state == "paused":
             say(f"paused at step {result.step}; the same command continues it")
@@ -220,27 +223,22 @@ def _cpu_has_bf16() -> bool:
     return bool(torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported())
 
 
-def preview_of(made: Any, where: Path) -> Any:
+def preview_of(made: Any) -> Any:
     """A picture of what the model makes, at the same seed each time: samples, and their masks under them."""
 
-    def draw(method: Any, step: int, path: Path) -> None:
+    def draw(method: Any) -> Any:
         import torch
 
-        from pellucid.train.preview import grid, overlay, save_png
+        from pellucid.train.preview import grid, overlay
 
         if not method.controls:
-            return
+            return None
         sample = method.sample(8, torch.Generator().manual_seed(made.train.seed), num_steps=25)
         rows = [sample.images.cpu().expand(-1, 3, -1, -1)]
         if "masks" in sample.readouts:
             rows.append(overlay(sample.images.cpu(), sample.readouts["masks"].argmax(1).cpu()))
-        about = {
-            "recipe": made.method,
-            "step": step,
-            "seed": made.train.seed,
-            "controls": dict(sample.controls),
-        }
-        save_png(path, grid(torch.cat(rows)), about)
+        about = {"recipe": made.method, "seed": made.train.seed, "controls": dict(sample.controls)}
+        return grid(torch.cat(rows)), about
 
     return draw
 

@@ -44,7 +44,7 @@ def demo(
         made.train,
         run,
         meta=recipe_to_json(made),
-        preview=preview_of(made, run),
+        preview=preview_of(made),
         on_event=on_event,
     )
     if result.state == "paused":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pellucid.train.distributed import placed
+
 
 class EMA:
     """Averages of a module's parameters; buffers are copied.
@@ -38,5 +40,5 @@ class EMA:
 
     def load_state_dict(self, state: dict[str, Tensor], updates: int) -> None:
         for key, value in self.shadow.items():
-            value.copy_(state[key])
+            value.copy_(placed(state[key], value))
         self.updates = updates

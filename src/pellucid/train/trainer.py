@@ -29,21 +29,23 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from pellucid.data.images import Dataset
 from pellucid.data.order import Loader, Order
 from pellucid.methods.base import Method, Stage
 from pellucid.train.checkpoint import Checkpoint, latest, mark_best, prune, save_checkpoint
-from pellucid.train.distributed import World, world
+from pellucid.train.distributed import World, all_whole, placed, shard, whole, world
 from pellucid.train.ema import EMA
 from pellucid.train.log import Log
+from pellucid.train.preview import save_png
 from pellucid.types import Batch
 
 Event = Callable[[str, dict[str, Any]], None]
 """Called with a kind ("start", "step", "saved", "note", "end") and its figures; the command line draws from it."""
-Preview = Callable[[Method, int, Path], None]
-"""Called with the method carrying its averaged weights, the step, and where to write a picture."""
+Preview = Callable[[Method], tuple[Image.Image, dict[str, Any]] | None]
+"""Called with the method carrying its averaged weights -> a picture of what it makes, and what made the picture."""
 
 
 class TrainingError(ValueError):
@@ -71,6 +73,8 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = True
     compile: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: every process holds all weights, or a share of them, of their averages and of the optimiser."""
     device: str = "auto"
     """auto takes a GPU where there is one."""
     seed: int = 0
@@ -91,6 +95,8 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is at least 1")
         if self.lr <= 0:
             raise ValueError(f"lr is {self.lr}; it is above 0")
+        if self.parallel == "fsdp" and self.compile:
+            raise ValueError("compile works with parallel 'ddp' only: layers that are gathered break its graphs")
         if self.batch_size % self.micro_batches:
             raise ValueError(
                 f"micro_batches is {self.micro_batches}; it must divide batch_size, {self.batch_size}"
@@ -100,6 +106,7 @@ class TrainConfig:
 FREE = (
     "steps",
     "device",
+    "parallel",
     "workers",
     "log_every",
     "sample_every",
@@ -170,19 +177,19 @@ class Player:
             lr=config.lr,
             betas=config.betas,
             weight_decay=config.weight_decay,
-            fused=device.type in ("cpu", "cuda"),
+            fused=device.type in ("cpu", "cuda") and config.parallel == "ddp",
         )
 
     def step(self, factor: float, ranks: World) -> float:
         """Average over ranks, clip, step; returns the gradient's norm. Nothing is stepped where it is not finite."""
         grads = [p.grad for p in self.parameters if p.grad is not None]
-        if ranks.size > 1:
+        if ranks.size > 1 and self.config.parallel == "ddp":  # FSDP has averaged them in the backward pass
             flat = torch.cat([g.flatten() for g in grads])
             torch.distributed.all_reduce(flat)
             flat /= ranks.size
             for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
                 g.copy_(part.view_as(g))
-        norm = torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
+        norm = whole(torch.nn.utils.get_total_norm(grads)) if grads else torch.zeros(())
         size = norm.item()
         if math.isfinite(size):
             if self.config.grad_clip and grads:
@@ -196,7 +203,7 @@ class Player:
         found: dict[str, Tensor] = {}
         for i, parameter in enumerate(self.parameters):
             for key, value in self.optimizer.state.get(parameter, {}).items():
-                found[f"{self.name}.{i}.{key}"] = torch.as_tensor(value)
+                found[f"{self.name}.{i}.{key}"] = whole(torch.as_tensor(value))
         return found
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -206,9 +213,7 @@ class Player:
             if state:
                 # moments take the parameter's memory format: in another, the same sums round differently
                 self.optimizer.state[parameter] = {
-                    k: v.to(parameter.device, copy=True)
-                    if k == "step"
-                    else torch.empty_like(parameter).copy_(v)
+                    k: v.to(parameter.device, copy=True) if k == "step" else placed(v, parameter)
                     for k, v in state.items()
                 }
 
@@ -325,7 +330,8 @@ def train(
     CheckpointError where a checkpoint cannot be written.
     """
     device = device_of(config.device)
-    with world(device) as ranks, stop_signals() as wanted:
+    ranks = world(device)
+    with stop_signals() as wanted:
         if ranks.main:
             _claim(run, meta, config, resume)
         ranks.wait()
@@ -349,6 +355,8 @@ class _Run:
         self.preview = preview
         self.format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.method = method.to(device).to(memory_format=self.format).train()  # type: ignore[call-overload]
+        if config.parallel == "fsdp":
+            shard(self.method, device, ranks)
         self.stages = method.stages()
         self.players = [
             {n: Player(f"{i}.{n}", list(ps), config, device) for n, ps in stage.players.items()}
@@ -380,7 +388,7 @@ class _Run:
             raise TrainingError(
                 f"the checkpoint in {found.folder} is of another network; name another folder with --out"
             )
-        self.method.load_state_dict(weights)
+        self.method.load_state_dict({k: placed(v, own[k]) for k, v in weights.items()})
         self.ema.load_state_dict(found.tensors("ema"), int(found.state["ema_updates"]))
         optim = found.tensors("optim")
         for players in self.players:
@@ -393,14 +401,19 @@ class _Run:
             self.say("note", {"text": text})
 
     def save(self) -> None:
-        # the step is the same on all ranks, and so are weights and optimisers: rank 0 writes for all
+        # the step is the same on all ranks, and what is written is gathered by all: rank 0 writes for them
+        optim: dict[str, Tensor] = {}
+        for players in self.players:
+            for player in players.values():
+                optim |= player.state()
+        tensors = {
+            "model": all_whole(self.method.state_dict()),
+            "ema": all_whole(self.ema.state_dict()),
+            "optim": optim,
+        }
         if self.ranks.main:
             improved = self.loss < self.best
             self.best = min(self.best, self.loss)
-            optim: dict[str, Tensor] = {}
-            for players in self.players:
-                for player in players.values():
-                    optim |= player.state()
             state = {
                 "ema_updates": self.ema.updates,
                 "samples_seen": self.step * self.config.batch_size,
@@ -408,7 +421,6 @@ class _Run:
                 "loss": _text(self.loss),
                 "data": self.dataset.fingerprint,
             }
-            tensors = {"model": self.method.state_dict(), "ema": self.ema.state_dict(), "optim": optim}
             made = save_checkpoint(self.run, self.step, tensors, state)
             if improved:
                 mark_best(self.run, made, self.loss)
@@ -554,7 +566,7 @@ class _Run:
                 )
             if self.step % config.checkpoint_every == 0 or last or stop:
                 self.save()
-            if config.sample_every and (self.step % config.sample_every == 0 or last) and self.ranks.main:
+            if config.sample_every and (self.step % config.sample_every == 0 or last):
                 self.show(log)
                 mark, mark_step = time.perf_counter(), self.step
             if stop and not last:
@@ -580,16 +592,15 @@ class _Run:
             self.say("note", {"text": f"out of memory: the batch is now computed in {self.micro} parts"})
 
     def show(self, log: Log | None) -> None:
-        if self.preview is None:
+        """Write a picture of what the averaged weights make; where weights are split, all ranks have to make it."""
+        if self.preview is None or not (self.ranks.main or self.config.parallel == "fsdp"):
             return
-        path = self.run / "samples" / f"{self.step:08d}.png"
         with averaged(self.method, self.ema) as method:
-            self.preview(method, self.step, path)
-        if log is not None and path.exists():
-            from PIL import Image
-
-            with Image.open(path) as picture:
-                log.picture(self.step, "samples", np.asarray(picture.convert("RGB")))
+            made = self.preview(method)
+        if log is not None and made is not None:
+            picture, about = made
+            save_png(self.run / "samples" / f"{self.step:08d}.png", picture, {"step": self.step, **about})
+            log.picture(self.step, "samples", np.asarray(picture.convert("RGB")))
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:
