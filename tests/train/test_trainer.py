@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from pellucid.methods.base import Method
+from pellucid.recipes import DataSpec, build, recipe, recipe_to_json
 from pellucid.train.checkpoint import CheckpointError, best, latest, load_weights, steps_of
 from pellucid.train.ema import EMA
 from pellucid.train.log import read_log
@@ -324,8 +325,14 @@ def test_running_out_of_memory_halves_the_part_and_keeps_the_batch(tmp_path):
 def launched(tmp_path: Path, *calls: str) -> None:
     """Run calls of `go` in two gloo processes."""
     script = tmp_path / "job.py"
-    lines = ["import sys", f"sys.path.insert(0, {str(Path(__file__).parent)!r})", "from dataclasses import replace"]
-    script.write_text("\n".join([*lines, "from pathlib import Path", "import test_trainer as t", *calls]) + "\n")
+    lines = [
+        "import sys",
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})",
+        "from dataclasses import replace",
+    ]
+    script.write_text(
+        "\n".join([*lines, "from pathlib import Path", "import test_trainer as t", *calls]) + "\n"
+    )
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=180,
@@ -349,6 +356,29 @@ def test_two_processes_are_one_with_two_micro_batches(tmp_path, first, then):
     assert one.keys() == found.keys()
     for key, value in one.items():
         torch.testing.assert_close(found[key], value, atol=1e-5, rtol=1e-4)
+
+
+def test_a_real_network_can_be_split(tmp_path):
+    """Every layer that owns weights has to use them in its own forward, and nowhere else."""
+    made = recipe(
+        "factorized", "tiny", DataSpec(spec="noise", size=8), steps=4, batch_size=4, micro_batches=2
+    )
+    unet = replace(made.config.unet, attention=(1,), middle_attention=True)
+    made = replace(made, config=replace(made.config, unet=unet))
+    meta = recipe_to_json(made)
+    train(build(made), Noise(), made.train, tmp_path / "one", meta=meta)
+    (tmp_path / "recipe.json").write_text(json.dumps(meta))
+    launched(
+        tmp_path,
+        "import json; from pellucid.recipes import build, recipe_from_json",
+        f"meta = json.loads(Path({str(tmp_path / 'recipe.json')!r}).read_text())",
+        "made = recipe_from_json(meta)",
+        "config = replace(made.train, parallel='fsdp')",
+        f"t.train(build(made), t.Noise(), config, Path({str(tmp_path / 'two')!r}), meta=meta)",
+    )
+    one, two = (load_weights(tmp_path / name, ema=False) for name in ("one", "two"))
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, atol=2e-4, rtol=1e-2)
 
 
 def test_ema_is_its_recurrence_with_warm_up():

@@ -32,24 +32,29 @@ def zeroed(module: M) -> M:
     return module
 
 
-def norm_silu(norm: nn.GroupNorm, x: Tensor, affines: Sequence[Affine] = ()) -> Tensor:
+class NormSiLU(nn.GroupNorm):
     """SiLU of the group norm of x (B, C, H, W), after each (scale, shift) in order: h * (1 + scale) + shift.
 
     On a CPU in full precision, affines without spatial extent are folded into the norm's own weight
     and bias and the whole runs as one autograd step, which keeps x alone where the plain form keeps
     four maps of its size and which never meets the slow channels_last kernels of GroupNorm.
     """
-    flat = all(part.shape[-2:] == (1, 1) for pair in affines for part in pair)
-    fused = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-    if flat and fused and not torch.compiler.is_compiling():
-        a, b = norm.weight.view(1, -1, 1, 1), norm.bias.view(1, -1, 1, 1)
+
+    def __init__(self, width: int) -> None:
+        super().__init__(groups_for(width), width)
+
+    def forward(self, x: Tensor, affines: Sequence[Affine] = ()) -> Tensor:
+        flat = all(part.shape[-2:] == (1, 1) for pair in affines for part in pair)
+        fused = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+        if flat and fused and not torch.compiler.is_compiling():
+            a, b = self.weight.view(1, -1, 1, 1), self.bias.view(1, -1, 1, 1)
+            for scale, shift in affines:
+                a, b = a * (1 + scale), torch.addcmul(shift, b, 1 + scale)
+            return _NormSiLU.apply(x, a, b, self.num_groups, self.eps)
+        h = super().forward(x)
         for scale, shift in affines:
-            a, b = a * (1 + scale), torch.addcmul(shift, b, 1 + scale)
-        return _NormSiLU.apply(x, a, b, norm.num_groups, norm.eps)
-    h = norm(x)
-    for scale, shift in affines:
-        h = shift + h * (1 + scale)
-    return F.silu(h)
+            h = shift + h * (1 + scale)
+        return F.silu(h)
 
 
 class _NormSiLU(torch.autograd.Function):
@@ -104,17 +109,17 @@ class ResBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.width = c_out
-        self.norm1 = nn.GroupNorm(groups_for(c_in), c_in)
+        self.norm1 = NormSiLU(c_in)
         self.conv1 = conv3(c_in, c_out, padding_mode=padding_mode)
-        self.norm2 = nn.GroupNorm(groups_for(c_out), c_out)
+        self.norm2 = NormSiLU(c_out)
         self.drop = nn.Dropout(dropout)
         self.conv2 = zeroed(conv3(c_out, c_out, padding_mode=padding_mode))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor, affines: Sequence[Affine]) -> Tensor:
         """x (B, c_in, H, W) -> (B, c_out, H, W); affines are applied in order."""
-        h = self.conv1(norm_silu(self.norm1, x))
-        h = self.conv2(self.drop(norm_silu(self.norm2, h, affines)))
+        h = self.conv1(self.norm1(x))
+        h = self.conv2(self.drop(self.norm2(h, affines)))
         return h.add_(self.skip(x))
 
 
@@ -129,7 +134,7 @@ class Down(nn.Module):
         return self.conv(x)
 
 
-class Up(nn.Module):
+class Up(nn.Conv2d):
     """Twice the size: nearest neighbour and a 3 x 3 convolution, on a CPU computed at the small size.
 
     Each output pixel sees two of its three input rows and columns twice, so the nine products fold
@@ -138,8 +143,7 @@ class Up(nn.Module):
     """
 
     def __init__(self, width: int, *, padding_mode: Padding = "zeros") -> None:
-        super().__init__()
-        self.conv = conv3(width, width, padding_mode=padding_mode)
+        super().__init__(width, width, 3, padding=1, padding_mode=padding_mode)
         # A doubled picture reflected about its border pixel shows that pixel's twin, hence replicate.
         self.pad = {"zeros": None, "reflect": "replicate"}.get(padding_mode, padding_mode)
         fold = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
@@ -147,10 +151,10 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":  # where it was measured; elsewhere the plain form
-            return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        kernel = torch.einsum("ai,bj,ocij->coab", self.fold, self.fold, self.conv.weight)
+            return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        kernel = torch.einsum("ai,bj,ocij->coab", self.fold, self.fold, self.weight)
         if self.pad is None:
-            return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
+            return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
         return F.conv_transpose2d(
-            F.pad(x, (1, 1, 1, 1), mode=self.pad), kernel, self.conv.bias, stride=2, padding=3
+            F.pad(x, (1, 1, 1, 1), mode=self.pad), kernel, self.bias, stride=2, padding=3
         )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.nets.attention import SelfAttention
-from pellucid.nets.blocks import Down, Padding, ResBlock, Up, conv3, groups_for, norm_silu, zeroed
+from pellucid.nets.blocks import Down, NormSiLU, Padding, ResBlock, Up, conv3, zeroed
 from pellucid.nets.modulation import Modulation
 
 
@@ -181,7 +181,7 @@ class Decoder(nn.Module):
             self.stages.append(blocks)
             if s:
                 self.ups.append(Up(c, padding_mode=cfg.padding_mode))
-        self.norm = nn.GroupNorm(groups_for(c), c)
+        self.norm = NormSiLU(c)
         tail = conv3(c, out_channels or cfg.channels, padding_mode=cfg.padding_mode)
         self.tail = zeroed(tail) if zero_tail else tail
         self.widths = tuple(w for w in reversed(widths) for _ in range(cfg.blocks + 1))
@@ -197,7 +197,7 @@ class Decoder(nn.Module):
                 i += 1
             if s < len(self.ups):
                 h = self.ups[s](h)
-        return norm_silu(self.norm, h)
+        return self.norm(h)
 
     def forward(self, h: Tensor, skips: Sequence[Tensor], *mods: Modulation) -> Tensor:
         """h and skips as the Encoder gave them -> (B, out_channels, H, W)."""

@@ -67,7 +67,8 @@ def shard(module: nn.Module, device: torch.device, ranks: World) -> None:
     """Split every weight of a module over the processes, in place; nothing happens to a process alone.
 
     Each layer that owns weights is gathered when its own forward is called and let go after it, so a method
-    may call its parts in any order and by any name. The price is a message a layer.
+    may call its parts in any order and by any name, and no layer may use the weights of another. The price is
+    a message a layer.
     """
     if ranks.size == 1:
         return

@@ -96,7 +96,9 @@ class TrainConfig:
         if self.lr <= 0:
             raise ValueError(f"lr is {self.lr}; it is above 0")
         if self.parallel == "fsdp" and self.compile:
-            raise ValueError("compile works with parallel 'ddp' only: layers that are gathered break its graphs")
+            raise ValueError(
+                "compile works with parallel 'ddp' only: layers that are gathered break its graphs"
+            )
         if self.batch_size % self.micro_batches:
             raise ValueError(
                 f"micro_batches is {self.micro_batches}; it must divide batch_size, {self.batch_size}"
