@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -14,6 +16,7 @@ from pellucid.methods.factorized import (
     Form,
     SharedPainter,
     masked,
+    mixture_loss,
     region_codes,
 )
 from pellucid.methods.kernels import confidence, explain
@@ -101,6 +104,24 @@ def test_folded_and_looped_regions_agree(mask_skips):
         else:
             alone = painter.decoder(masked(h, own), skips, mod)
         torch.testing.assert_close(folded[:, k], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_a_mixture_of_one_region_is_the_mean_squared_error():
+    parts, eps = torch.randn(2, 1, 3, 8, 8), torch.randn(2, 3, 8, 8)
+    plain = (parts[:, 0] - eps).square().mean((1, 2, 3))
+    torch.testing.assert_close(mixture_loss(parts, torch.ones(2, 1, 8, 8), eps), plain, atol=1e-5, rtol=1e-5)
+
+
+def test_a_mixture_asks_only_the_region_that_paints_a_pixel_best():
+    eps = torch.randn(1, 3, 8, 8)
+    parts = torch.stack([eps, eps + 2], 1)
+    even = torch.full((1, 2, 8, 8), 0.5)
+    right, wrong = torch.stack([torch.ones(1, 8, 8), torch.zeros(1, 8, 8)], 1), torch.zeros(1, 2, 8, 8)
+    wrong[:, 1] = 1
+    losses = [mixture_loss(parts, m, eps).item() for m in (right, even, wrong)]
+    assert losses == sorted(losses)
+    # the mean error is 2: even masks owe the choice alone, log 2, but for what the wrong region has to say
+    assert losses[1] - losses[0] == pytest.approx(2 * 2 / 3 * math.log(2 / (1 + math.exp(-3))), rel=1e-3)
 
 
 def test_a_region_code_is_the_mean_under_its_mask():

@@ -74,16 +74,24 @@ class FactorizedConfig:
     """Share of training times drawn from [0, 0.2] on top of the uniform ones, where masks can be seen."""
     read_time: float = 0.03
     """The noise at which a picture is read, as a time: 30 of 1,000 steps in the thesis."""
+    painter: Literal["shared", "concat"] = "shared"
+    """`kernel`, `hybrid`: the thesis' decoder, once a region on masked skips, or once on all of them with the
+    masks beside them. Nothing but the masks' own teacher reaches the masks either way."""
     code_dim: int = 32
     """D."""
     code_width: int = 32
     """Channels of the painter of `code` and `hybrid`."""
     code_layers: int = 3
     """Its convolutions after the first; all but the last are 3x3, so it sees 2 * layers + 1 pixels across."""
+    code_padding: Padding = "replicate"
+    """What it sees beyond the border; zeros would tell every layer where it is."""
+    code_mixture: bool = False
+    """`code`: each pixel is painted by one region or another, a mixture, not by the weighted sum of all."""
     sure_share: float = 0.4
     """`kernel`: the share of a batch, the most surely divided, that teaches the masks."""
-    explain_weight: float = 0.3
-    """`kernel`: how much the masks' cross-entropy counts beside the denoising loss."""
+    explain_weight: float = 0.03
+    """`kernel`: how much the masks' cross-entropy counts beside the denoising loss. The mask generator learns as
+    fast at any weight (Adam); it decides whom the encoder that both share works for."""
     kernel: KernelConfig = field(default_factory=KernelConfig)
     """`kernel`: what the closed-form densities assume."""
     min_share: float = 0.0
@@ -98,6 +106,8 @@ class FactorizedConfig:
             )
         if not 0 < self.sure_share <= 1:
             raise ValueError(f"sure_share is {self.sure_share}; it is a share, above 0 and at most 1")
+        if self.code_mixture and (self.form != "code" or self.subregions):
+            raise ValueError("code_mixture is for the form 'code' with one level")
         if self.subregions and self.form not in ("shared", "code"):
             raise ValueError(f"two levels are built of the forms 'shared' and 'code', not {self.form!r}")
 
@@ -166,7 +176,7 @@ class CodePainter(nn.Module):
     def __init__(self, cfg: FactorizedConfig) -> None:
         super().__init__()
         width = cfg.code_width
-        pad: Padding = "replicate"  # zero padding would tell it where it is
+        pad = cfg.code_padding
         self.head = conv3(cfg.unet.channels, width, padding_mode=pad)
         self.convs = nn.ModuleList(
             conv3(width, width, padding_mode=pad) if i < cfg.code_layers - 1 else nn.Conv2d(width, width, 1)
@@ -204,6 +214,20 @@ def region_codes(features: Tensor, masks: Tensor) -> Tensor:
     return total / (masks.sum((2, 3))[..., None] + 1)
 
 
+def mixture_loss(parts: Tensor, masks: Tensor, eps: Tensor) -> Tensor:
+    """How badly the best-placed region paints each pixel, as a squared error: (B,).
+
+    The negative log-likelihood of eps (B, C, H, W) under sum_k m_k N(eps_k, s^2), times 2 s^2 / C, where s^2 is
+    the mean squared error of a sample's regions. With one region it is the mean squared error itself.
+    parts (B, K, C, H, W), masks (B, K, H, W).
+    """
+    error = (parts - eps[:, None]).square().mean(2)
+    spread = error.detach().mean((1, 2, 3))[:, None, None] + 1e-8
+    channels = eps.shape[1]
+    fit = torch.log(masks + 1e-6) - error * channels / (2 * spread[:, None])
+    return (-2 * spread / channels * fit.logsumexp(1)).mean((1, 2))
+
+
 @dataclass(frozen=True)
 class Factors:
     """What one level finds: masks (B, K, H, W) and what each region is painted with (B, K, C, H, W)."""
@@ -231,10 +255,11 @@ class Level(nn.Module):
         # a zero-initialised tail would make all regions equal, and their gradients too, forever
         self.masker = Decoder(cfg.unet, regions, zero_tail=False)
         widths = self.encoder.widths + self.middle.widths + self.masker.widths
+        under_given_masks = lambda: SharedPainter(cfg) if cfg.painter == "shared" else ConcatPainter(cfg)
         painters = {
             "shared": lambda: SharedPainter(cfg),
-            "hybrid": lambda: SharedPainter(cfg),
-            "kernel": lambda: SharedPainter(cfg),
+            "hybrid": under_given_masks,
+            "kernel": under_given_masks,
             "masked_mid": lambda: SharedPainter(cfg, mask_skips=False),
             "unshared": lambda: UnsharedPainter(cfg),
             "concat": lambda: ConcatPainter(cfg),
@@ -296,8 +321,14 @@ class Denoising:
         x_t = diffuse(x0, eps, logsnr)
         label = method.hidden_labels(batch.labels, rng)
 
-        found, masks, teacher = method.factor(x_t, t, label, teach=True)
-        terms = {"denoise": denoising_loss(found, x_t, eps, logsnr).mean()}
+        if cfg.code_mixture:
+            level = method.level(x_t, t, label)
+            masks, teacher = level.masks, None
+            parts = to_eps(level.parts, x_t[:, None], logsnr, cfg.predicts)
+            terms = {"denoise": mixture_loss(parts, masks, eps).mean()}
+        else:
+            found, masks, teacher = method.factor(x_t, t, label, teach=True)
+            terms = {"denoise": denoising_loss(found, x_t, eps, logsnr).mean()}
         if teacher is not None:
             terms["code"] = denoising_loss(teacher, x_t, eps, logsnr).mean()
         if cfg.form == "kernel":

@@ -56,8 +56,8 @@ def training(scale: Scale) -> TrainConfig:
         )
     if scale == "cpu":
         return TrainConfig(
-            steps=400, batch_size=32, lr=1e-3, ema_decay=0.99, warmup=50, decay=0.3,
-            log_every=20, sample_every=200, checkpoint_every=100,
+            steps=800, batch_size=16, lr=2e-3, ema_decay=0.995, warmup=50, decay=0.3,
+            log_every=40, sample_every=400, checkpoint_every=200,
         )  # fmt: skip
     if scale == "gpu":
         return TrainConfig(
@@ -86,7 +86,8 @@ def factorized(
             "pictures into a folder for each class"
         )
     if form == "kernel":  # its masks are read where there is least noise, and so learned there more often
-        options = {"read_time": 0.005, "low_noise_share": 0.25} | options
+        painter = "concat" if scale in ("tiny", "cpu") else "shared"
+        options = {"read_time": 0.005, "low_noise_share": 0.15, "painter": painter} | options
     config = FactorizedConfig(
         size=data.size,
         unet=unet(scale, data),

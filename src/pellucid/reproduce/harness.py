@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +119,18 @@ def data_for(setting: Setting, spec: str, split: str, limit: int | None = None) 
     return open_data(spec, size=setting.size, split=split, limit=limit)  # type: ignore[arg-type]
 
 
-def trained(setting: Setting, name: str, spec: str, seed: int, **train_options: Any) -> tuple[Method, Recipe]:
+def trained(
+    setting: Setting,
+    name: str,
+    spec: str,
+    seed: int,
+    *,
+    changed: Mapping[str, Any] | None = None,
+    **train_options: Any,
+) -> tuple[Method, Recipe]:
     """The method of a recipe, trained on the train split of `spec`; one already trained alike is used again.
 
-    Returns the method with its averaged (EMA) weights, in evaluation mode.
+    `changed` are fields of its config that are not the recipe's. Returns the method with its averaged (EMA) weights, in evaluation mode.
     """
     data = data_for(setting, spec, "train")
     if setting.steps is not None:
@@ -134,6 +142,8 @@ def trained(setting: Setting, name: str, spec: str, seed: int, **train_options: 
         seed=seed,
         **train_options,
     )
+    if changed:
+        made = replace(made, config=replace(made.config, **changed))
     # the key holds all settings and the data, so that no run is taken for another
     key = fingerprint([made, data.fingerprint])[:10]
     run = setting.out / "runs" / f"{name}-{file_name(spec)}-{seed}-{key}"
