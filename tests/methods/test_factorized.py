@@ -106,6 +106,27 @@ def test_folded_and_looped_regions_agree(mask_skips):
         torch.testing.assert_close(folded[:, k], alone, atol=1e-5, rtol=1e-5)
 
 
+def gradients(method: Factorized) -> dict[str, torch.Tensor]:
+    x0 = noisy()[0].clamp(-1, 1)
+    for _, terms in method.stages()[0].losses(Batch(x0=x0), torch.Generator().manual_seed(0)):
+        sum(v for k, v in terms.items() if not k.startswith("_")).backward()
+    return {k: p.grad for k, p in method.named_parameters()}
+
+
+@pytest.mark.parametrize("form", ["shared", "kernel"])
+def test_what_is_computed_again_is_the_same(form):
+    kept, forgot = (gradients(make(form=form, recompute=again)) for again in (False, True))
+    for key, value in kept.items():
+        torch.testing.assert_close(forgot[key], value)
+
+
+@pytest.mark.parametrize("painter", ["shared", "concat"])
+def test_the_painter_does_not_reach_the_masks_of_a_form_with_a_teacher(painter):
+    found = gradients(make(form="kernel", painter=painter, explain_weight=0.0))
+    assert not found["level.masker.tail.weight"].any()
+    assert found["level.painter.decoder.tail.weight"].any()
+
+
 def test_a_mixture_of_one_region_is_the_mean_squared_error():
     parts, eps = torch.randn(2, 1, 3, 8, 8), torch.randn(2, 3, 8, 8)
     plain = (parts[:, 0] - eps).square().mean((1, 2, 3))

@@ -35,6 +35,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from pellucid.methods.base import Stage, resolve
 from pellucid.methods.denoising import DenoisingMethod, Prediction, Predicts, standard_controls
@@ -77,6 +78,8 @@ class FactorizedConfig:
     painter: Literal["shared", "concat"] = "shared"
     """`kernel`, `hybrid`: the thesis' decoder, once a region on masked skips, or once on all of them with the
     masks beside them. Nothing but the masks' own teacher reaches the masks either way."""
+    recompute: bool = False
+    """Forget what the painter computed and compute it again for its gradient: less memory, more time."""
     code_dim: int = 32
     """D."""
     code_width: int = 32
@@ -248,7 +251,7 @@ class Level(nn.Module):
 
     def __init__(self, cfg: FactorizedConfig, regions: int) -> None:
         super().__init__()
-        self.form = cfg.form
+        self.form, self.recompute = cfg.form, cfg.recompute
         self.schedule, self.kernel = make_schedule(cfg.schedule), cfg.kernel
         self.encoder = Encoder(cfg.unet, in_extra=2 if cfg.form == "kernel" else 0)
         self.middle = Middle(cfg.unet)
@@ -300,7 +303,10 @@ class Level(nn.Module):
             assert code_parts is not None
             return Factors(masks, code_parts)
         under = masks.detach() if self.form in OWN_TEACHER else masks
-        return Factors(masks, self.painter(x, h, skips, under, mod).float(), code_parts)
+        seen = (x, h, skips, under, mod)
+        again = self.recompute and torch.is_grad_enabled()
+        parts = checkpoint(self.painter, *seen, use_reentrant=False) if again else self.painter(*seen)
+        return Factors(masks, parts.float(), code_parts)
 
 
 class Denoising:

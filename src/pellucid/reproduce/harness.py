@@ -130,7 +130,8 @@ def trained(
 ) -> tuple[Method, Recipe]:
     """The method of a recipe, trained on the train split of `spec`; one already trained alike is used again.
 
-    `changed` are fields of its config that are not the recipe's. Returns the method with its averaged (EMA) weights, in evaluation mode.
+    `changed` are fields of its config that are not the recipe's. Returns the method with its averaged (EMA)
+    weights, in evaluation mode.
     """
     data = data_for(setting, spec, "train")
     if setting.steps is not None:
