@@ -42,7 +42,7 @@ from pellucid.methods.denoising import DenoisingMethod, Prediction, Predicts, st
 from pellucid.methods.kernels import KernelConfig, confidence, evidence, explain, refine
 from pellucid.nets.blocks import Padding, conv3, zeroed
 from pellucid.nets.modulation import Modulation, TimeModulator, VectorModulator, repeat
-from pellucid.nets.unet import Decoder, Encoder, Middle, UNetConfig
+from pellucid.nets.unet import Decoder, Encoder, Middle, UNet, UNetConfig
 from pellucid.process.loss import denoising_loss, diffuse
 from pellucid.process.predict import to_eps
 from pellucid.process.schedule import ScheduleName, alpha_sigma, make_schedule
@@ -50,6 +50,7 @@ from pellucid.types import Batch, Control, Readout
 
 OWN_TEACHER = ("hybrid", "kernel")
 """Forms whose masks learn from something else than the decoder that paints under them."""
+Painter = Literal["shared", "concat", "own"]
 Form = Literal["shared", "unshared", "concat", "masked_mid", "code", "hybrid", "kernel"]
 
 
@@ -75,9 +76,10 @@ class FactorizedConfig:
     """Share of training times drawn from [0, 0.2] on top of the uniform ones, where masks can be seen."""
     read_time: float = 0.03
     """The noise at which a picture is read, as a time: 30 of 1,000 steps in the thesis."""
-    painter: Literal["shared", "concat"] = "shared"
-    """`kernel`, `hybrid`: the thesis' decoder, once a region on masked skips, or once on all of them with the
-    masks beside them. Nothing but the masks' own teacher reaches the masks either way."""
+    painter: Painter = "shared"
+    """`kernel`, `hybrid`: the thesis' decoder, once a region on masked skips; or once on all of them with the masks
+    beside them; or a U-Net of its own that sees the picture and the masks and shares no feature with what divides
+    the picture. Nothing but the masks' own teacher reaches the masks either way."""
     recompute: bool = False
     """Forget what the painter computed and compute it again for its gradient: less memory, more time."""
     code_dim: int = 32
@@ -173,6 +175,18 @@ class ConcatPainter(nn.Module):
         return self.decoder(beside(h), [beside(s) for s in skips], mod)[:, None]
 
 
+class OwnPainter(nn.Module):
+    """A U-Net of its own, which sees the picture and the masks; one part, which every region shares."""
+
+    def __init__(self, cfg: FactorizedConfig) -> None:
+        super().__init__()
+        self.unet = UNet(cfg.unet, in_extra=cfg.regions)
+        self.widths = self.unet.widths
+
+    def forward(self, x: Tensor, h: Tensor, skips: list[Tensor], masks: Tensor, mod: Modulation) -> Tensor:
+        return self.unet(torch.cat([x, masks.to(x.dtype)], 1), mod)[:, None]
+
+
 class CodePainter(nn.Module):
     """Paints a region from its code and a small neighbourhood of x_t, and from nothing else."""
 
@@ -258,11 +272,11 @@ class Level(nn.Module):
         # a zero-initialised tail would make all regions equal, and their gradients too, forever
         self.masker = Decoder(cfg.unet, regions, zero_tail=False)
         widths = self.encoder.widths + self.middle.widths + self.masker.widths
-        under_given_masks = lambda: SharedPainter(cfg) if cfg.painter == "shared" else ConcatPainter(cfg)
+        under_given_masks = {"shared": SharedPainter, "concat": ConcatPainter, "own": OwnPainter}[cfg.painter]
         painters = {
             "shared": lambda: SharedPainter(cfg),
-            "hybrid": under_given_masks,
-            "kernel": under_given_masks,
+            "hybrid": lambda: under_given_masks(cfg),
+            "kernel": lambda: under_given_masks(cfg),
             "masked_mid": lambda: SharedPainter(cfg, mask_skips=False),
             "unshared": lambda: UnsharedPainter(cfg),
             "concat": lambda: ConcatPainter(cfg),
@@ -270,7 +284,8 @@ class Level(nn.Module):
         }
         self.painter = painters[cfg.form]()
         if self.painter is not None:
-            widths += self.masker.widths  # the painter's decoder is built like the mask generator
+            # a painter's decoder is built like the mask generator
+            widths += getattr(self.painter, "widths", self.masker.widths)
         if cfg.form in ("code", "hybrid"):
             self.to_code = nn.Conv2d(self.masker.feature_width, cfg.code_dim, 1)
             self.code_painter = CodePainter(cfg)

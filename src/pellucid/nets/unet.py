@@ -205,11 +205,11 @@ class Decoder(nn.Module):
 
 
 class UNet(nn.Module):
-    """Encoder, Middle and Decoder in a row."""
+    """Encoder, Middle and Decoder in a row. `in_extra` are channels that the caller concatenates to the image."""
 
-    def __init__(self, cfg: UNetConfig, out_channels: int | None = None) -> None:
+    def __init__(self, cfg: UNetConfig, out_channels: int | None = None, *, in_extra: int = 0) -> None:
         super().__init__()
-        self.encoder, self.middle = Encoder(cfg), Middle(cfg)
+        self.encoder, self.middle = Encoder(cfg, in_extra=in_extra), Middle(cfg)
         self.decoder = Decoder(cfg, out_channels)
         self.widths = self.encoder.widths + self.middle.widths + self.decoder.widths
 

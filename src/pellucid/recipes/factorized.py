@@ -86,8 +86,8 @@ def factorized(
             "pictures into a folder for each class"
         )
     if form == "kernel":  # its masks are read where there is least noise, and so learned there more often
-        painter = "concat" if scale in ("tiny", "cpu") else "shared"
-        options = {"read_time": 0.005, "low_noise_share": 0.15, "painter": painter} | options
+        painter = "own" if scale in ("tiny", "cpu") else "shared"
+        options = {"read_time": 0.005, "low_noise_share": 0.25, "painter": painter} | options
     config = FactorizedConfig(
         size=data.size,
         unet=unet(scale, data),
