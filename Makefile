@@ -24,7 +24,7 @@ $(VENV)/.docs: $(VENV)/.made
 	touch $@
 
 demo: $(VENV)/.made
-	$(BIN)/pellucid demo --data $(DATA)
+	$(BIN)/pellucid demo --data "$(DATA)"
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

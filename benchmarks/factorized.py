@@ -75,6 +75,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
                 "peer": floor,
                 "ratio": ours / floor,
                 "target": 1.10,
+                "better": "lower",
                 "unit": "DDPM steps",
             }
         )

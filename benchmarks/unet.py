@@ -167,6 +167,7 @@ def compare(name: str, make: Callable[[Side], Step], targets: dict[Side, float],
             "peer": statistics.median(seconds[side]),
             "ratio": statistics.median(p / o for p, o in zip(seconds[side], seconds["ours"], strict=True)),
             "target": target,
+            "better": "higher",
             "unit": "s",
         }
         for side, target in targets.items()
@@ -239,6 +240,7 @@ def peak_memory(name: str, base: int, batch: int, *, train: bool) -> list[Row]:
             "peer": peaks[side],
             "ratio": peaks[side] / peaks["ours"],
             "target": 1.0,
+            "better": "higher",
             "unit": "MiB",
         }
         for side in ("documented", "same")
@@ -260,6 +262,7 @@ def run(quick: bool) -> list[Row]:
             "peer": count[1],
             "ratio": count[1] / count[0],
             "target": None,
+            "better": "higher",
             "unit": "1",
         }
     ]

@@ -2,7 +2,8 @@
 
     python scripts/kill_resume.py --rounds 20
 
-Each round starts or continues a run and kills it after a random time. Whenever a run gets to its end in
+Each round starts or continues a run, waits until it has trained for a step, and kills it after a random time
+that is shorter than the rest of the run. Whenever a run gets to its end in
 spite of that, its weights, averaged weights, optimiser state and next samples must equal, bit for bit,
 those of the run that was left alone, and another is begun. Exits with 1 on any mismatch.
 """
@@ -31,6 +32,22 @@ def command(run: Path, recipe: str, steps: int) -> list[str]:
     ]  # fmt: skip
 
 
+def launched(run: Path, options: argparse.Namespace) -> subprocess.Popen:
+    return subprocess.Popen(
+        command(run, options.recipe, options.steps), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+def started(process: subprocess.Popen, run: Path) -> None:
+    """Wait until the process has logged a step of its own, or ended."""
+    log = run / "log.jsonl"
+    size = lambda: log.stat().st_size if log.exists() else 0
+    least = size()  # on continuing, lines after the last checkpoint are dropped first
+    while process.poll() is None and size() <= least:
+        least = min(least, size())
+        time.sleep(0.02)
+
+
 def compare(a: Path, b: Path) -> list[str]:
     """Names of what differs between the last checkpoints of two runs, and between their next samples."""
     one, two = latest(a), latest(b)
@@ -57,19 +74,19 @@ def main() -> None:
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         alone = Path(folder, "alone")
+        process = launched(alone, options)
+        started(process, alone)
         start = time.monotonic()
-        subprocess.run(command(alone, options.recipe, options.steps), check=True, capture_output=True)
+        if process.wait():
+            sys.exit("the run that was left alone failed")
         whole = time.monotonic() - start
-        print(f"the run left alone took {whole:.1f} s", flush=True)
+        print(f"the run left alone trained for {whole:.1f} s", flush=True)
         kills, runs, wrong = 0, 0, []
         while kills < options.rounds:
             killed = Path(folder, f"killed-{runs}")
-            process = subprocess.Popen(
-                command(killed, options.recipe, options.steps),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            wait = rng.uniform(0.1, 0.7) * whole
+            process = launched(killed, options)
+            started(process, killed)
+            wait = rng.uniform(0, 0.7) * whole
             try:
                 process.wait(wait)
             except subprocess.TimeoutExpired:
@@ -78,7 +95,8 @@ def main() -> None:
                 kills += 1
                 there = [p.name for p in steps_of(killed)] if killed.exists() else []
                 print(
-                    f"round {kills:2}: killed after {wait:.2f} s, checkpoints {there or 'none'}", flush=True
+                    f"round {kills:2}: killed {wait:.2f} s into training, checkpoints {there or 'none'}",
+                    flush=True,
                 )
             else:
                 wrong += compare(alone, killed)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ from PIL import Image
 
 import pellucid
 from pellucid.evaluate import evaluate, evaluate_mapped, record
+from pellucid.model import Model
 
 
 def labelled(root, classes=("circle", "square"), n=4):
@@ -58,3 +60,36 @@ def test_scores_are_kept_by_data(tmp_path):
     kept = json.loads((tmp_path / "metrics.json").read_text())
     assert set(kept) == {"a", "b"}
     assert kept["a"]["scores"] == {"x": 1}
+
+
+def test_a_data_sets_assignment_is_chosen_on_every_class(model, tmp_path):
+    folder = labelled(tmp_path, classes=("a", "b"), n=8)
+    scored = evaluate(model, str(folder), limit=8)
+    assert scored["pictures_scored"] == scored["pictures_to_choose_on"] == 4
+    assert scored["scores"] == evaluate(model, str(folder), limit=8)["scores"]
+    assert scored["scores"] != evaluate(model, str(folder), limit=8, seed=1)["scores"]
+
+
+def test_masks_that_are_all_ground_score_nothing(model, tmp_path):
+    folder = labelled(tmp_path)
+    for path in (folder / "masks").rglob("*.png"):
+        Image.fromarray(np.zeros((16, 16), np.uint8)).save(path)
+    with pytest.raises(ValueError, match="all ground"):
+        evaluate(model, str(folder))
+
+
+def test_pictures_that_were_trained_on_are_not_scored(model, tmp_path):
+    folder = labelled(tmp_path, n=40)
+    recipe = replace(model.recipe, data=replace(model.recipe.data, spec=str(folder)))
+    same = Model(model.method, recipe, "here")
+    result = evaluate(same, str(folder))
+    assert result["pictures_scored"] + result["pictures_to_choose_on"] < 20
+    few = labelled(tmp_path / "few", n=1)
+    recipe = replace(model.recipe, data=replace(model.recipe.data, spec=str(few)))
+    with pytest.raises(ValueError, match="trained on all"):
+        evaluate(Model(model.method, recipe, "here"), str(few))
+
+
+def test_a_label_map_says_something(model, tmp_path):
+    with pytest.raises(ValueError, match="at least one class"):
+        evaluate_mapped(model, str(labelled(tmp_path)), {})

@@ -100,7 +100,8 @@ def test_regions_that_are_kept_are_kept_exactly(model):
         (lambda m: m.sample(1, steps=3), "num_steps"),
         (lambda m: m.sample(1, regions=(0,)), "image"),
         (lambda m: m.edit(np.zeros((8, 8, 3), np.uint8), regions=(7,)), "7"),
-        (lambda m: m.read(np.zeros((8, 80, 3), np.uint8)), "80x8"),
+        (lambda m: m.sample(1, seed=-1), "-1"),
+        (lambda m: m.read(np.zeros((8, 8, 3), np.uint8), seed=2**63), "2\\^63"),
         (lambda m: m.read(np.zeros((8, 8, 3))), "uint8"),
         (lambda m: m.read(np.zeros((8, 8, 2), np.uint8)), "1, 3 or 4 channels"),
         (lambda m: m.read(torch.zeros(8, 8, 3)), "C 1 or 3"),
@@ -139,3 +140,11 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, tiny_run):
     save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="do not fit its config"):
         pellucid.load(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 700), (700, 1), (40, 180), (5, 64)])
+def test_a_picture_of_any_shape_is_read_at_its_own_size(model, shape):
+    rng = np.random.default_rng(0)
+    reading = model.read(rng.integers(0, 256, (*shape, 3), dtype=np.uint8))
+    assert reading.labels.shape == shape
+    torch.testing.assert_close(reading.masks.sum(0), torch.ones(shape))

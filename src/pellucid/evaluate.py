@@ -14,20 +14,28 @@ from torch import Tensor
 
 from pellucid.data.catalog import BUILT_IN, open_data, open_source
 from pellucid.data.images import Dataset
-from pellucid.data.sources import splits
+from pellucid.data.sources import Split, splits
 from pellucid.methods.baselines import segmenters
+from pellucid.methods.kernels import explain
 from pellucid.metrics.segmentation import choose_assignment, oracle_assignment, score, smallest_share
 from pellucid.model import Model
 
 
 def read_all(
-    model: Model, data: Dataset, *, seed: int = 0, batch: int = 64, **controls: Any
+    model: Model,
+    data: Dataset,
+    indices: np.ndarray | None = None,
+    *,
+    seed: int = 0,
+    batch: int = 64,
+    **controls: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(images, masks (N, K, H, W), truth (N, H, W) bool) of a whole data set, on the CPU."""
+    """(images, masks (N, K, H, W), truth (N, H, W) bool) of a data set, or of some of it, on the CPU."""
+    indices = np.arange(len(data)) if indices is None else indices
     rng = torch.Generator().manual_seed(seed)
     images, masks, truth = [], [], []
-    for start in range(0, len(data), batch):
-        part = data.batch(np.arange(start, min(start + batch, len(data))))
+    for start in range(0, len(indices), batch):
+        part = data.batch(indices[start : start + batch])
         if part.masks is None:
             raise ValueError(
                 "these pictures have no masks to score against: give a folder with images/ and masks/ holding "
@@ -46,14 +54,22 @@ def evaluate(model: Model, spec: str, *, limit: int = 1000, seed: int = 0, **con
     """Both assignment protocols, and simple baselines on the same pictures.
 
     One assignment for the data set needs pictures to choose it on: the validation split of a built-in
-    set, and of a folder its first half, which then is not scored; a folder of one picture has only the
-    oracle's figures.
+    set, and of a folder a random half, which then is not scored; a folder of one picture has only the
+    oracle's figures. Of the folder that the model was trained on only the pictures held out are scored.
     """
     size, channels = model.recipe.data.size, model.recipe.data.channels
     if spec not in BUILT_IN and Path(spec).expanduser().exists():
-        whole = [open_data(spec, size=size, channels=channels, split=s, limit=limit) for s in _splits(spec)]  # type: ignore[arg-type]
-        parts = [read_all(model, d, seed=seed, **controls) for d in whole]
-        x, masks, truth = (torch.cat([p[i] for p in parts])[:limit] for i in range(3))
+        whole = [open_data(spec, size=size, channels=channels, split=s) for s in _splits(spec, model)]
+        # a random choice in random order: names may be sorted by class
+        order = torch.randperm(sum(map(len, whole)), generator=torch.Generator().manual_seed(seed))[:limit]
+        parts, first = [], 0
+        for d in whole:
+            here = order[(order >= first) & (order < first + len(d))] - first
+            if len(here):
+                parts.append(read_all(model, d, here.numpy(), seed=seed, **controls))
+            first += len(d)
+        again = torch.randperm(len(order), generator=torch.Generator().manual_seed(seed))
+        x, masks, truth = (torch.cat([p[i] for p in parts])[again] for i in range(3))
         half = len(x) // 2
         chosen, scored = (slice(0, half), slice(half, None)) if half else (None, slice(0, None))
     else:
@@ -71,6 +87,8 @@ def evaluate(model: Model, spec: str, *, limit: int = 1000, seed: int = 0, **con
         )
         x, masks, truth = (torch.cat(pair) for pair in zip(val, test, strict=True))
         chosen, scored = slice(0, len(val[0])), slice(len(val[0]), None)
+    if not truth.any():
+        raise ValueError(f"every mask of {spec} is all ground (0): nothing can be scored against them")
     rng = torch.Generator().manual_seed(seed)
     k = masks.shape[1]
     rows = {
@@ -79,6 +97,7 @@ def evaluate(model: Model, spec: str, *, limit: int = 1000, seed: int = 0, **con
         "k-means, colour + place": segmenters.colour_position_kmeans(x, max(2, k), rng),
         "border rule": segmenters.border_rule(x, rng),
         "centre box": segmenters.centre_box(x),
+        "colour kernels alone": explain(x, max(2, k)),
     }
     figures: dict[str, Any] = {}
     for name, regions in rows.items():
@@ -100,10 +119,20 @@ def evaluate(model: Model, spec: str, *, limit: int = 1000, seed: int = 0, **con
     }
 
 
-def _splits(spec: str) -> tuple[str, ...]:
-    """Every split of a user's folder: what is given to be scored is scored, wherever training would put it."""
+def _splits(spec: str, model: Model) -> tuple[Split, ...]:
+    """Every split of a user's folder, wherever training would put it; without training's own where it did."""
     there = set(splits(open_source(spec).records))
-    return tuple(s for s in ("train", "val", "test") if s in there) or ("train",)
+    every: tuple[Split, ...] = ("train", "val", "test")
+    found = tuple(s for s in every if s in there) or ("train",)
+    held_out = tuple(s for s in found if s != "train")
+    trained_on = model.recipe.data.spec
+    same = (
+        trained_on not in BUILT_IN
+        and Path(spec).expanduser().resolve() == Path(trained_on).expanduser().resolve()
+    )
+    if same and not held_out:
+        raise ValueError(f"the model was trained on all of {spec}: score it on pictures that it has not seen")
+    return held_out if same else found
 
 
 def table(result: Mapping[str, Any]) -> list[str]:
@@ -124,7 +153,7 @@ def record(run: Path, result: Mapping[str, Any]) -> None:
     """Keep the newest evaluation on each data set in RUN/metrics.json."""
     path = run / "metrics.json"
     there = json.loads(path.read_text()) if path.is_file() else {}
-    there[result["data"]] = dict(result)
+    there[result["data"] + (" (label map)" if result.get("label_map") else "")] = dict(result)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(there, indent=1) + "\n")
     os.replace(part, path)
@@ -141,8 +170,10 @@ def evaluate_mapped(
     """
     shape = {"size": model.recipe.data.size, "channels": model.recipe.data.channels}
     own = spec not in BUILT_IN and Path(spec).expanduser().exists()
-    splits = _splits(spec) if own else ("test",)
-    parts = [open_data(spec, split=split, limit=limit, **shape) for split in splits]  # type: ignore[arg-type]
+    splits: tuple[Split, ...] = _splits(spec, model) if own else ("test",)
+    parts = [open_data(spec, split=split, limit=limit, **shape) for split in splits]
+    if not mapping or not all(isinstance(v, str) for pair in mapping.items() for v in pair):
+        raise ValueError("a label map is a JSON object of at least one class of the data: class of the model")
     names = parts[0].class_names
     unknown = sorted(set(mapping) - set(names))
     if unknown or not names:
@@ -170,6 +201,6 @@ def evaluate_mapped(
     masks, truth = (torch.cat([p[i] for p in everything]) for i in range(2))
     figures["all classes"] = score(masks, truth, oracle_assignment(masks, truth)).summary()
     return {
-        "data": spec, "pictures_scored": len(truth), "pictures_to_choose_on": 0,
+        "data": spec, "label_map": dict(mapping), "pictures_scored": len(truth), "pictures_to_choose_on": 0,
         "size": model.recipe.data.size, "scores": figures,
     }  # fmt: skip

@@ -19,12 +19,12 @@ from pellucid.data.images import to_uint8, to_unit
 from pellucid.methods.base import Method
 from pellucid.recipes import Recipe, build, recipe_from_json
 from pellucid.train.checkpoint import load_weights, read_safetensors
-from pellucid.train.trainer import device_of
+from pellucid.train.trainer import check_seed, device_of
 from pellucid.types import Sample
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
-MAX_READ_ASPECT = 4
-"""A picture longer than this many times its width is refused: reading it would take memory out of proportion."""
+MAX_READ_ASPECT = 8
+"""A picture longer than this many times its width is read squeezed to it: memory would go out of proportion."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Model:
         """
         if n < 1:
             raise ValueError(f"n is {n}; ask for at least one image")
+        check_seed(seed)
         given = {
             k: self._square(v)
             if k in self.controls and self.controls[k].kind == "image" and v is not None
@@ -95,15 +96,15 @@ class Model:
         The picture is read whole, its shorter side scaled to the model's size and both sides to
         multiples of what the network needs; masks are scaled back softly and then compared.
         """
+        check_seed(seed)
         picture = _open(image)
         width, height = picture.size
-        if max(width, height) > MAX_READ_ASPECT * min(width, height):
-            raise ValueError(
-                f"the picture is {width}x{height}, longer than {MAX_READ_ASPECT} times its width; cut it in pieces"
-            )
         size, stride = self.method.image_shape[-1], getattr(self.method, "stride", 1)
         scale = size / min(width, height)
-        fitted_h, fitted_w = (max(size, round(v * scale / stride) * stride) for v in (height, width))
+        fitted_h, fitted_w = (
+            min(max(size, round(v * scale / stride) * stride), MAX_READ_ASPECT * size)
+            for v in (height, width)
+        )
         x = self._tensor(picture.resize((fitted_w, fitted_h), Image.Resampling.LANCZOS))
         rng = torch.Generator().manual_seed(seed)
         found = self.method.read(x, rng, **controls)

@@ -330,3 +330,21 @@ def test_settings_are_names_and_texts_that_the_model_reads():
 )
 def test_a_run_folder_has_a_plain_name(spec, name):
     assert slug(spec) == name
+
+
+def test_fields_of_a_recipe_can_be_set(capsys, tmp_path):
+    out = tmp_path / "run"
+    common = ("train", "factorized", "--data", "scenes", "--scale", "tiny", "--limit", "16", "--steps")
+    run(*common, 2, "--out", out, "--set", "regions=5", "unet.base=12", "lr=3e-4", "recompute=true")
+    capsys.readouterr()
+    made = json.loads((out / "config.json").read_text())["recipe"]
+    assert (made["config"]["regions"], made["config"]["unet"]["base"], made["train"]["lr"]) == (5, 12, 3e-4)
+    for wrong, said in (("region=5", "regions"), ("regions=many", "regions"), ("unet.width=3", "unet.width")):
+        assert said in refused(capsys, *common, 2, "--out", tmp_path / "no", "--set", wrong)
+    assert "trained for 2 steps" in refused(capsys, *common, 1, "--out", out, "--set", "regions=5")
+
+
+def test_a_folder_with_the_name_of_a_built_in_set_is_asked_about(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    assert "./photos" in refused(capsys, "train", "factorized", "--data", "photos", "--scale", "tiny")

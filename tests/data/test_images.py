@@ -666,3 +666,21 @@ def test_limit_is_a_fixed_subset(tmp_path):
     assert len(some) == 5
     assert set(some) < set(more)
     assert list(some) == sorted(some)
+
+
+def test_black_and_white_may_be_saved_with_a_palette():
+    picture = Image.fromarray(np.array([[0, 255], [255, 0]], np.uint8), "P")
+    picture.putpalette([v for i in range(256) for v in (i, i, i)])
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    assert np.asarray(decode_mask(data.getvalue())).tolist() == [[0, 1], [1, 0]]
+
+
+def test_indices_with_a_white_border_are_not_taken_for_black_and_white():
+    grey = np.zeros((16, 16), np.uint8)
+    grey[2:14, 2:14] = 255
+    grey[3:13, 3:13] = 15
+    data = io.BytesIO()
+    Image.fromarray(grey).save(data, "PNG")
+    with pytest.raises(BadImage, match="border"):
+        decode_mask(data.getvalue())

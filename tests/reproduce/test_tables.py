@@ -92,3 +92,12 @@ def test_a_cell_is_the_mean_and_its_spread():
 def test_a_table_without_seeds_is_refused(tmp_path):
     with pytest.raises(ValueError, match="seeds is 0"):
         make("factorized-segment", tmp_path, seeds=0)
+
+
+def test_a_table_of_other_conditions_is_kept(tmp_path):
+    one, _ = make("factorized-codes", tmp_path)
+    again, _ = make("factorized-codes", tmp_path)
+    assert one.written == again.written
+    other, _ = make("factorized-codes", tmp_path, seeds=2)
+    assert other.written.name == "factorized-codes-2.json"
+    assert json.loads(one.written.read_text())["conditions"]["seeds"] == [0]

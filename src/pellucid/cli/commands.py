@@ -115,7 +115,7 @@ class DataCommand:
 class Train:
     """Train a recipe on a folder of pictures. Started again, it continues.
 
-    Example:  pellucid train factorized --data ./photos --size 64
+    Example:  pellucid train factorized --data ./photos --size 64 --set regions=4
     """
 
     recipe: tyro.conf.Positional[str]
@@ -148,6 +148,8 @@ class Train:
     """1 for grey pictures."""
     limit: int | None = None
     """Use at most so many pictures."""
+    settings: Settings = ()
+    """Fields of the recipe, e.g. regions=5, lr=3e-4, unet.base=32; config.json of a run shows them all."""
     flip: bool = True
     """Mirror every other picture; --no-flip where left and right mean something, as in text."""
     resume: bool = True
@@ -163,7 +165,7 @@ class Train:
                 say(name)
             return
         from pellucid.data.catalog import open_data
-        from pellucid.recipes import DataSpec, build, recipe, recipe_to_json
+        from pellucid.recipes import DataSpec, build, changed, recipe, recipe_to_json
         from pellucid.train.trainer import device_of, train
 
         if self.recipe not in recipes():
@@ -193,6 +195,7 @@ class Train:
             flip=self.flip,
             **options,
         )
+        made = changed(made, pairs(self.settings))
         where = self.out or Path("runs", f"{self.recipe}-{slug(self.data)}-{size}-{self.scale}-{self.seed}")
         if made.train.precision == "bf16" and device_of(self.device).type == "cpu" and not _cpu_has_bf16():
             say("note: this processor has no bf16 arithmetic and emulates it, many times slower than fp32")
@@ -276,7 +279,8 @@ class Sample:
             return
         chosen = parse(self.settings)
         sample = model.sample(self.n, seed=self.seed, **chosen)
-        write_sample(model, sample, self.out, {"run": self.run_folder, "seed": self.seed}, self.json)
+        about = {"run": self.run_folder, "seed": self.seed, "set": list(self.settings)}
+        write_sample(model, sample, self.out, about, self.json)
 
 
 @dataclass
@@ -319,6 +323,7 @@ class Read:
         for path in self.images:
             reading = model.read(path, seed=self.seed, **chosen)
             about = {"run": self.run_folder, "seed": self.seed, "picture": path.name, "controls": chosen}
+            name = free(self.out / f"{path.stem}.json", "-overlay.png", "-regions.png").stem
             found: dict[str, Any] = {k: v.tolist() for k, v in reading.values.items() if v.ndim < 2}
             if reading.masks is not None:
                 labels = reading.labels
@@ -328,11 +333,11 @@ class Read:
                 tinted = to_uint8(overlay(x, torch.from_numpy(labels)[None]))[0]
                 from PIL import Image
 
-                first = free(self.out / f"{path.stem}-overlay.png")
+                first = self.out / f"{name}-overlay.png"
                 save_png(first, Image.fromarray(tinted), about)
-                save_png(free(self.out / f"{path.stem}-regions.png"), indexed(labels), about)
+                save_png(self.out / f"{name}-regions.png", indexed(labels), about)
                 say(f"{path.name}: {first}; shares {', '.join(f'{s:.0%}' for s in found.get('shares', []))}")
-            written(free(self.out / f"{path.stem}.json"), about | {"readouts": found})
+            written(self.out / f"{name}.json", about | {"readouts": found})
             readings[str(path)] = found
         written(self.json, readings)
 
@@ -410,13 +415,26 @@ class Evaluate:
 
         model = load(self.run_folder, device=self.device)
         if self.label_map is not None:
-            mapping = json.loads(self.label_map.read_text())
+            try:
+                mapping = json.loads(self.label_map.read_text())
+            except ValueError as error:
+                raise ValueError(f"{self.label_map} is no JSON: {error}") from None
+            if not isinstance(mapping, dict):
+                raise ValueError(
+                    f"{self.label_map} holds no JSON object {{class of the data: class of the model}}"
+                )
             result = evaluate_mapped(model, self.data, mapping, limit=self.limit, seed=self.seed)
         else:
             result = evaluate(model, self.data, limit=self.limit, seed=self.seed, **parse(self.settings))
         for line in table(result):
             say(line)
-        say(f"{result['pictures_scored']} pictures of {self.data}; one assignment: chosen on other pictures")
+        chosen_on = result["pictures_to_choose_on"]
+        how = (
+            f"one assignment: chosen on {chosen_on} others"
+            if chosen_on
+            else "no others to choose one assignment on"
+        )
+        say(f"{result['pictures_scored']} pictures of {self.data}; {how}")
         if (Path(self.run_folder) / "checkpoints").is_dir():
             record(Path(self.run_folder), result)
         written(self.json, result)
@@ -433,16 +451,16 @@ class Reproduce:
     """Which; `pellucid reproduce list` names them all."""
     scale: Scale = "cpu"
     """How large the networks are and how long they train."""
-    seeds: int = 1
-    """Train everything so many times, from different seeds, and print the spread."""
+    seeds: int | None = None
+    """Train everything so many times, from different seeds, and print the spread; 3, and at scale tiny 1."""
     data: tuple[str, ...] = ()
     """Instead of the table's own data sets."""
     size: int | None = None
     """Pixels of a side, where not the scale's."""
     steps: int | None = None
     """Optimiser steps of every method, where not the recipes'."""
-    out: Path = Path("reproduced")
-    """Folder for the table, its pictures, and the runs, which later tables use again."""
+    out: Path | None = None
+    """Folder for the table, its pictures, and the runs, which later tables use again; reproduced/SCALE."""
     json: Path | None = None
     """Also write the table here."""
 
@@ -458,7 +476,7 @@ class Reproduce:
         report = TABLES[self.table].run(
             scale=self.scale,
             seeds=self.seeds,
-            out=self.out,
+            out=self.out or Path("reproduced", self.scale),
             data=self.data,
             size=self.size,
             steps=self.steps,
@@ -466,7 +484,7 @@ class Reproduce:
         )
         for line in report.lines():
             say(line)
-        say(f"written to {self.out / report.name}.json and .txt, pictures beside them")
+        say(f"written to {report.written} and .txt, pictures beside them")
         written(self.json, report.to_json())
 
 
@@ -518,7 +536,7 @@ class Bench:
         for row in rows:
             say(
                 f"{row['name']:44} {row['ours']:>10.4g} {row['peer']:>10.4g} {row['ratio']:>7.2f}  "
-                f"{row['target']} ({row['unit']})"
+                f"{_verdict(row)} ({row['unit']})"
             )
         written(self.json, rows)
 
@@ -578,6 +596,15 @@ class Demo:
         written(self.json, scores)
 
 
+def _verdict(row: dict[str, Any]) -> str:
+    """A benchmark's target and whether it is met; ratios are peer / ours, or where less is better ours / peer."""
+    if row["target"] is None:
+        return "no target"
+    least = row["better"] == "higher"
+    met = row["ratio"] >= row["target"] if least else row["ratio"] <= row["target"]
+    return f"{'at least' if least else 'at most'} {row['target']:g}, {'met' if met else 'MISSED'}"
+
+
 # ---- what several commands share -----------------------------------------------------------------
 
 
@@ -586,23 +613,31 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", Path(text).name if "/" in text else text).strip("-") or "data"
 
 
-def free(path: Path) -> Path:
-    """The path, or the first NAME-2, NAME-3, ... that is not there: nothing is overwritten."""
+def free(path: Path, *beside: str) -> Path:
+    """The path, or the first NAME-2, NAME-3, ... that is not there: nothing is overwritten.
+
+    `beside` are endings, such as "-regions.png", of files that go by the same NAME and are not there either.
+    """
     candidate, number = path, 2
-    while candidate.exists():
+    while any(p.exists() for p in (candidate, *(candidate.with_name(candidate.stem + b) for b in beside))):
         candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
         number += 1
     return candidate
 
 
 def parse(settings: tuple[str, ...]) -> dict[str, Any]:
-    """("num_steps=50", "regions=0,2") -> {"num_steps": 50, "regions": (0, 2)}; checking is the model's."""
-    found: dict[str, Any] = {}
+    """("num_steps=50", "regions=0,2") -> {"num_steps": "50", "regions": (0, 2)}; checking is the model's."""
+    return {name: _value(name, text) for name, text in pairs(settings).items()}
+
+
+def pairs(settings: tuple[str, ...]) -> dict[str, str]:
+    """("num-steps=50",) -> {"num_steps": "50"}."""
+    found: dict[str, str] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or not name:
             raise ValueError(f"{setting!r} is no setting; write NAME=VALUE")
-        found[name.replace("-", "_")] = _value(name, text)
+        found[name.replace("-", "_")] = text
     return found
 
 
@@ -643,7 +678,7 @@ def write_sample(model: Model, sample: Any, out: Path, about: dict[str, Any], re
     labels = None if masks is None else masks.argmax(1).cpu()
     files = []
     for i, pixels in enumerate(to_uint8(images.expand(-1, 3, -1, -1))):
-        path = free(out / f"sample-{i:04d}.png")
+        path = free(out / f"sample-{i:04d}.png", "-regions.png")
         save_png(path, Image.fromarray(pixels), about | {"number": i})
         files.append(path.name)
         if labels is not None:

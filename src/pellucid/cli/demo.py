@@ -67,9 +67,13 @@ def demo(
     scores: dict[str, Any] = {}
     lines = ["No true masks come with these pictures, so there is nothing to score against."]
     if batch.masks is not None:
-        scores = evaluate(model, spec, limit=400)
-        record(run, scores)
-        lines = table(scores)
+        try:
+            scores = evaluate(model, spec, limit=400)
+        except ValueError as error:  # too few pictures to hold any out, or masks that hold nothing
+            lines = [str(error)]
+        else:
+            record(run, scores)
+            lines = table(scores)
     for line in lines:
         say(line)
     page = out / "index.html"

@@ -54,6 +54,8 @@ def open_data(
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}: at least 1, or None for all")
     length = LENGTHS[split] if limit is None else min(limit, LENGTHS[split])
+    if spec in BUILT_IN and Path(spec).is_dir():
+        raise ValueError(f"{spec} is a built-in set and also a folder here: write ./{spec} for the folder")
     if spec == "scenes":
         from pellucid.data.scenes import Scenes
 
@@ -76,7 +78,8 @@ def open_source(spec: str) -> Source:
         return HubSource(spec.removeprefix("hf:"))
     if spec in BUILT_IN:
         raise ValueError(
-            f"{spec} is built in and has no files of yours: `pellucid data show {spec}` draws some of it"
+            f"{spec} is built in and has no files of yours: `pellucid data show {spec}` draws some of it; a folder of "
+            f"that name is ./{spec}"
         )
     path = Path(spec).expanduser()
     if path.is_dir():

@@ -21,10 +21,10 @@ from PIL import Image
 
 from pellucid.data import fetch
 from pellucid.data.images import BadImage, cache_folder, decode, to_unit
+from pellucid.data.sources import Split
 from pellucid.types import Batch
 
 Kind = Literal["emoji", "clipart"]
-Split = Literal["train", "val", "test"]
 _VERSION = 3  # part of the cache's key: raise it when what is cached changes
 _SALT = {"train": 1, "val": 2, "test": 3}
 _AREA = (0.12, 0.45)

@@ -147,7 +147,8 @@ def decode_mask(source: Encoded) -> Image.Image:
     """A label image as mode "L" holding region indices, 0 = ground.
 
     A palette image holds indices; its 255 ("void" by custom) counts as ground. A grey image that
-    contains 255 is black and white, cut at 128; any other grey image holds indices, all below 128.
+    contains 255 is black and white, cut at 128, unless most of it is below; any other grey image holds
+    indices, all below 128.
 
     Raises:
         BadImage: as `decode`, and for colour or ambiguous grey values.
@@ -158,6 +159,8 @@ def decode_mask(source: Encoded) -> Image.Image:
             upright = _upright(image)
             if upright.mode == "P":
                 index = np.array(upright)
+                if index.any() and set(np.unique(index)) <= {0, 255}:  # black and white, saved with a palette
+                    return Image.fromarray((index > 0).astype(np.uint8))
                 return Image.fromarray(np.where(index == 255, 0, index).astype(np.uint8))
             if upright.mode in ("RGB", "RGBA"):
                 rgb = np.asarray(upright.convert("RGB"))
@@ -168,6 +171,10 @@ def decode_mask(source: Encoded) -> Image.Image:
             )
             top = int(grey.max())
             if top == 255:
+                if ((grey > 0) & (grey < 128)).sum() > (grey >= 128).sum():
+                    raise BadImage(
+                        "a mask that holds 255 and mostly small indices: is 255 a border? Save it as a palette image"
+                    )
                 return Image.fromarray((grey >= 128).astype(np.uint8))
             if top >= 128:
                 raise BadImage(f"a mask with values up to {top}: use indices below 128, or black and white")

@@ -198,9 +198,14 @@ class DenoisingMethod(Method):
         return Sample(
             images=images,
             readouts=self.describe(self.settle(seen["last"], images, use)),
-            controls={k: v for k, v in use.items() if not isinstance(v, Tensor)},
+            controls={k: self._said(k, v) for k, v in use.items() if not isinstance(v, Tensor)},
             trace=tuple(trace),
         )
+
+    def _said(self, name: str, value: Any) -> Any:
+        """A control's value as a user would give it again: choices by name."""
+        control = self.controls[name]
+        return control.choices[value] if control.kind == "choice" and value is not None else value
 
     def _given(self, image: Tensor, n: int) -> Tensor:
         image = image.to(self.device, torch.float32)

@@ -19,9 +19,9 @@ Forms (`FactorizedConfig.form`):
                 into coherent regions is the cheapest way to denoise it
     hybrid      ours: `code` decides the masks, the thesis' decoder paints under them (its gradient
                 does not reach the masks), so that images lose nothing to the small painter
-    kernel      ours, the default: as `hybrid`, but what a region can say of a pixel is computed in
-                closed form (see `kernels`) and needs no painter that first has to be trained; the
-                pictures that these densities divide surely teach the masks of the others
+    kernel      ours, the default: what a region can say of a pixel is computed in closed form (see
+                `kernels`) and needs no painter that first has to be trained; the pictures that these
+                densities divide surely teach the masks of the others, and `painter` says what paints
 
 B  batch; K  regions; J  subregions of each region; C, H, W  an image; D  a code
 """
@@ -325,7 +325,7 @@ class Level(nn.Module):
 
 
 class Denoising:
-    """The one stage: denoise, and nothing else is asked for."""
+    """The one stage: denoise. Only a form with a teacher is asked for its masks as well, never by a label."""
 
     name = "denoise"
 

@@ -37,7 +37,10 @@ MAX_SIDE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class KernelConfig:
-    """The constants of the densities, chosen on validation pictures of emoji and scenes."""
+    """The constants of the densities, chosen on validation pictures of emoji and scenes.
+
+    Earlier prototypes of the form were looked at on test pictures too (docs/factorized.md).
+    """
 
     bandwidth: float = 0.15
     """The difference at which a kernel falls to exp(-1/2), as root mean square over channels: 19 of 255 levels."""

@@ -8,6 +8,7 @@ A recipe is a method with its numbers, its data and how long it is trained:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -72,6 +73,30 @@ def recipe(name: str, scale: Scale, data: DataSpec, **train: Any) -> Recipe:
     if not getattr(config, "class_names", ()):
         data = replace(data, class_names=())  # it does not matter to this run which classes there are
     return Recipe(method=method, scale=scale, config=config, data=data, train=replace(training, **train))
+
+
+def changed(made: Recipe, settings: Mapping[str, str]) -> Recipe:
+    """A recipe with fields of its config or its training set to other values, given as text.
+
+    ("regions", "5"), ("unet.base", "32"), ("lr", "3e-4"): values as JSON, anything else a string. Raises
+    ValueError where there is no such field or the value is not one of its kind.
+    """
+    data = to_json(made)
+    for name, text in settings.items():
+        *outer, last = name.split(".")
+        place = data["config"] if (outer or [last])[0] in data["config"] else data["train"]
+        for part in outer:
+            place = place.get(part) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or last not in place:
+            known = [*data["config"], *data["train"]]
+            near = get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{made.method} has no field {name!r}; there are {', '.join(known)}.{hint}")
+        try:
+            place[last] = json.loads(text)
+        except ValueError:
+            place[last] = text
+    return recipe_from_json(data, "the recipe")
 
 
 def build(made: Recipe) -> Method:

@@ -24,7 +24,7 @@ class Table:
         self,
         *,
         scale: Scale,
-        seeds: int,
+        seeds: int | None = None,
         out: Path,
         data: tuple[str, ...] = (),
         size: int | None = None,
@@ -39,6 +39,8 @@ class Table:
 
         from pellucid.reproduce.harness import Setting
 
+        if seeds is None:
+            seeds = 1 if scale == "tiny" else 3
         if seeds < 1:
             raise ValueError(f"seeds is {seeds}; a table needs one at least, and three to show a spread")
         setting = Setting(
@@ -51,7 +53,7 @@ class Table:
             steps=steps,
         )
         report: Report = import_module(f"pellucid.reproduce.{self.module}").run(setting)
-        report.write(out)
+        report.written = report.write(out)
         return report
 
 

@@ -61,6 +61,8 @@ class Report:
     notes: list[str] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)
     conditions: dict[str, Any] = field(default_factory=dict)
+    written: Path | None = None
+    """Where its JSON is, once it is."""
 
     def add(self, data: str, row: str, figures: dict[str, float]) -> None:
         cells = self.rows.setdefault((data, row), {})
@@ -100,10 +102,24 @@ class Report:
             "pictures": self.pictures,
         }
 
-    def write(self, out: Path) -> None:
+    def write(self, out: Path) -> Path:
+        """NAME.json and NAME.txt; a table there of other data or conditions is kept, and this one numbered."""
         out.mkdir(parents=True, exist_ok=True)
-        (out / f"{self.name}.json").write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
-        (out / f"{self.name}.txt").write_text("\n".join(self.lines()) + "\n")
+        path, number = out / f"{self.name}.json", 2
+        while path.exists() and not self._like(path):
+            path, number = out / f"{self.name}-{number}.json", number + 1
+        path.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
+        path.with_suffix(".txt").write_text("\n".join(self.lines()) + "\n")
+        return path
+
+    def _like(self, path: Path) -> bool:
+        """Whether the table at a path is this one, made before."""
+        try:
+            there = json.loads(path.read_text())
+            same_data = {r["data"] for r in there["rows"]} == {d for d, _ in self.rows}
+        except (ValueError, KeyError, TypeError):
+            return False
+        return same_data and there.get("conditions") == json.loads(json.dumps(self.conditions))
 
 
 def _cell(values: Sequence[float]) -> str:
@@ -190,7 +206,10 @@ def truth_of(data: Dataset, limit: int) -> Tensor:
         raise ValueError(
             "these pictures have no masks to score against; see docs/data.md for how to lay them out"
         )
-    return torch.cat([m > 0 for m in found])
+    truth = torch.cat([m > 0 for m in found])
+    if not truth.any():
+        raise ValueError("every mask of these pictures is all ground (0): nothing can be scored against them")
+    return truth
 
 
 def images_of(data: Dataset, limit: int) -> Tensor:

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from pellucid.data.images import Dataset
 from pellucid.data.order import Loader, Order
 from pellucid.methods.base import Method, Stage
-from pellucid.train.checkpoint import Checkpoint, latest, mark_best, prune, save_checkpoint
+from pellucid.train.checkpoint import Checkpoint, latest, mark_best, prune, save_checkpoint, steps_of
 from pellucid.train.distributed import World, all_whole, placed, shard, whole, world
 from pellucid.train.ema import EMA
 from pellucid.train.log import Log
@@ -93,6 +93,7 @@ class TrainConfig:
         for name in ("steps", "batch_size", "micro_batches", "log_every", "checkpoint_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is at least 1")
+        check_seed(self.seed)
         if self.lr <= 0:
             raise ValueError(f"lr is {self.lr}; it is above 0")
         if self.parallel == "fsdp" and self.compile:
@@ -103,6 +104,12 @@ class TrainConfig:
             raise ValueError(
                 f"micro_batches is {self.micro_batches}; it must divide batch_size, {self.batch_size}"
             )
+
+
+def check_seed(seed: int) -> None:
+    """Raise ValueError for what no generator takes."""
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed}; it is at least 0 and below 2^63")
 
 
 FREE = (
@@ -272,7 +279,7 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def _claim(run: Path, recipe: Mapping[str, Any], config: TrainConfig, resume: bool) -> None:
+def _claim(run: Path, recipe: Mapping[str, Any], steps: int, resume: bool) -> None:
     """Make the run folder ours: write config.json, or find that the one there is of the same run."""
     path = run / "config.json"
     try:
@@ -284,14 +291,25 @@ def _claim(run: Path, recipe: Mapping[str, Any], config: TrainConfig, resume: bo
                     f"{run} already holds a run, and --no-resume was asked for; name another folder with --out, "
                     f"or remove this one yourself"
                 )
+            reached = max((int(p.name) for p in steps_of(run)), default=0)
+            if reached > steps:
+                raise TrainingError(
+                    f"{run} has been trained for {reached} steps, more than the {steps} that were asked for; ask for "
+                    f"as many or more, or name another folder with --out"
+                )
             differing = sorted(_differences(there, dict(recipe)))
             if differing:
                 raise TrainingError(
                     f"{run} holds a run with other settings ({', '.join(differing[:6])}); continue it with its own "
                     f"settings, or name another folder with --out"
                 )
+        known: dict[str, Any] = {"made_by": provenance()}
+        if path.exists():  # what began the run is kept beside what continues it
+            known = {k: v for k, v in json.loads(path.read_text()).items() if k != "recipe"}
+            if known.get("made_by") != provenance():
+                known["continued_by"] = provenance()
         part = path.with_suffix(".part")
-        part.write_text(json.dumps({"recipe": recipe, "made_by": provenance()}, indent=1) + "\n")
+        part.write_text(json.dumps({"recipe": recipe, **known}, indent=1) + "\n")
         os.replace(part, path)
     except OSError as error:
         raise TrainingError(f"the run folder {run} cannot be written: {error.strerror or error}") from error
@@ -335,7 +353,7 @@ def train(
     ranks = world(device)
     with stop_signals() as wanted:
         if ranks.main:
-            _claim(run, meta, config, resume)
+            _claim(run, meta, config.steps * len(method.stages()), resume)
         ranks.wait()
         return _Run(method, dataset, config, run, device, ranks, on_event, preview).go(wanted, stop_after)
 
@@ -580,7 +598,10 @@ class _Run:
         while True:
             try:
                 return attempt()
-            except torch.OutOfMemoryError:
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                # on a CPU it is a plain RuntimeError, told apart by its words
+                if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                    raise
                 most = self.config.batch_size
                 if self.micro >= most or self.ranks.size > 1 or most % (2 * self.micro):
                     raise TrainingError(

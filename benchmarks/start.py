@@ -1,0 +1,57 @@
+"""How long it takes to begin: importing the package and asking for help, each in a fresh process.
+
+python benchmarks/start.py [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+CASES = {
+    "import pellucid": (["-c", "import pellucid"], 0.3),
+    "pellucid --help": (["-m", "pellucid", "--help"], 0.6),
+}
+"""What is run, and the most seconds it may take."""
+
+
+def seconds(arguments: list[str], repeats: int) -> float:
+    taken = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def run(quick: bool) -> list[dict[str, Any]]:
+    """Rows whose ratio is the time over the most that was asked for; Python's own start is part of it."""
+    repeats = 3 if quick else 11
+    rows = []
+    for name, (arguments, most) in CASES.items():
+        ours = seconds(arguments, repeats)
+        rows.append(
+            {
+                "name": f"{name}, against the most it may take", "ours": ours, "peer": most, "ratio": ours / most,
+                "target": 1.0, "better": "lower", "unit": "s",
+            }
+        )  # fmt: skip
+    return rows
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    found = run(options.quick)
+    for line in found:
+        print(json.dumps(line))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
