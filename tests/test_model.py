@@ -148,3 +148,16 @@ def test_a_picture_of_any_shape_is_read_at_its_own_size(model, shape):
     reading = model.read(rng.integers(0, 256, (*shape, 3), dtype=np.uint8))
     assert reading.labels.shape == shape
     torch.testing.assert_close(reading.masks.sum(0), torch.ones(shape))
+
+
+def test_outside_the_edited_regions_not_one_pixel_changes(model):
+    rng = np.random.default_rng(1)
+    photo = Image.fromarray(rng.integers(0, 256, (90, 120, 3), dtype=np.uint8))
+    sample = model.edit(photo, n=2, regions=(0,), num_steps=3)
+    square = photo.crop((15, 0, 105, 90))
+    kept = model.read(square).labels != 0
+    for edited in model.paste(photo, sample, (0,)):
+        assert edited.size == (90, 90)
+        same = (np.asarray(edited) == np.asarray(square)).all(-1)
+        assert same[kept].all()
+        assert not same[~kept].all()

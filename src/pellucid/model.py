@@ -122,6 +122,26 @@ class Model:
         """Read a picture, change some controls, sample: `edit("a.png", regions=(1,))` repaints region 1."""
         return self.sample(n, seed=seed, image=image, **controls)
 
+    def paste(
+        self, image: Picture, sample: Sample, regions: tuple[int, ...], *, seed: int = 0
+    ) -> list[Image.Image]:
+        """The regenerated regions of an edit, enlarged, on the centre square of the picture at its own size.
+
+        Regions are read again at that size; outside them not one pixel changes. Raises ValueError where the model
+        reads no masks.
+        """
+        picture = _open(image)
+        side = min(picture.size)
+        left, top = ((v - side) // 2 for v in picture.size)
+        square = picture.crop((left, top, left + side, top + side))
+        change = Image.fromarray(np.isin(self.read(square, seed=seed).labels, regions))
+        pasted = []
+        for pixels in to_uint8(sample.images.cpu().expand(-1, 3, -1, -1)):
+            new = square.copy()
+            new.paste(Image.fromarray(pixels).resize(square.size, Image.Resampling.BICUBIC), mask=change)
+            pasted.append(new)
+        return pasted
+
     def _square(self, image: Picture) -> Tensor:
         """A picture as the model generates it: shorter side to size, centre crop; (B, C, H, W) tensors pass."""
         if isinstance(image, Tensor) and image.ndim == 4:

@@ -346,6 +346,8 @@ class Read:
 class Edit:
     """Read a picture, change some controls, sample: regenerate a region, vary, or blend two pictures.
 
+    Works at the model's size; regenerated regions are also put, enlarged, on the picture's centre square.
+
     Example:  pellucid edit runs/NAME photo.jpg --set regions=1 -n 4 --out out/
     """
 
@@ -381,6 +383,13 @@ class Edit:
             "set": list(self.settings),
         }
         write_sample(model, sample, self.out, about, self.json)
+        if chosen.get("regions"):
+            from pellucid.train.preview import save_png
+
+            for i, picture in enumerate(model.paste(self.image, sample, chosen["regions"], seed=self.seed)):
+                first = free(self.out / f"{self.image.stem}-edited-{i:04d}.png")
+                save_png(first, picture, about | {"number": i})
+            say(f"the same on the photograph's centre square at its own size: {first} and before")
 
 
 @dataclass
