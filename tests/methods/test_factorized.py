@@ -333,3 +333,16 @@ def test_a_network_that_says_v_says_the_same_noise(form):
     alpha, sigma = (v[:, None, None, None] for v in alpha_sigma(as_v.schedule.logsnr(t)))
     expected = alpha * as_eps.predict(x, t).eps + sigma * x
     torch.testing.assert_close(as_v.predict(x, t).eps, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_network_that_goes_beyond_a_gaussian_says_v_beyond_its_v(form):
+    as_v, beyond = make(form=form, predicts="v"), make(form=form, predicts="beyond")
+    x, t = noisy()
+    torch.testing.assert_close(beyond.predict(x, t).eps, as_v.predict(x, t).eps)  # nothing is known yet
+    pictures = 0.3 * torch.randn(64, *x.shape[1:], generator=torch.Generator().manual_seed(0)) - 0.5
+    beyond.prepare(lambda n: pictures[:n])
+    logsnr = beyond.schedule.logsnr(t)
+    alpha, _ = (v[:, None, None, None] for v in alpha_sigma(logsnr))
+    expected = as_v.predict(x, t).eps + alpha * beyond.gaussian.v(x, logsnr)
+    torch.testing.assert_close(beyond.predict(x, t).eps, expected, atol=1e-5, rtol=1e-5)

@@ -53,12 +53,18 @@ class TwoPlayers(Method):
         super().__init__()
         self.net = nn.Conv2d(3, 3, 3, padding=1)
         self.critic = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.SiLU(), nn.Conv2d(4, 1, 1))
+        self.register_buffer("mean", torch.zeros(3, 8, 8))
         self.controls, self.readouts, self.image_shape = {}, {}, (3, 8, 8)
+        self.prepared: list[int] = []
         self.poison: int | None = None
         self.seen: list[tuple[int, ...]] = []
 
     def stages(self):
         return (TwoPlayersStage(self),)
+
+    def prepare(self, pictures):
+        self.prepared.append(len(pictures(100)))
+        self.mean.copy_(pictures(5).mean(0))
 
 
 class TwoPlayersStage:
@@ -130,6 +136,16 @@ def test_a_stopped_run_continues_bit_for_bit(tmp_path, stop):
     alone, stopped = (read_log(tmp_path / n) for n in ("alone", "stopped"))
     strip = lambda lines: [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
     assert strip(alone) == strip(stopped)
+
+
+def test_a_method_is_prepared_once_in_the_life_of_a_run(tmp_path):
+    first, then = fresh(), fresh()
+    go(tmp_path / "run", method=first, stop_after=4)
+    go(tmp_path / "run", method=then)
+    assert (first.prepared, then.prepared) == ([29], [])  # asked for 100, and 29 is all there are
+    spread = Noise().batch(np.array([0, 7, 14, 21, 28])).x0.mean(0)
+    for ema in (True, False):
+        torch.testing.assert_close(load_weights(tmp_path / "run", ema=ema)["mean"], spread, atol=0, rtol=0)
 
 
 def test_workers_do_not_change_the_run(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, ClassVar, Protocol
 
@@ -96,6 +96,13 @@ class Method(nn.Module):
 
     def stages(self) -> tuple[Stage, ...]:
         raise NotImplementedError
+
+    def prepare(self, pictures: Callable[[int], Tensor]) -> None:
+        """Called once, before the first step of a run: what is computed from pictures and not trained.
+
+        `pictures(n)` are n of the training pictures (n, C, H, W), spread over the whole set, or all there are.
+        What comes of them belongs into buffers, which checkpoints keep.
+        """
 
     def read(self, x: Tensor, rng: torch.Generator, **controls: Any) -> dict[str, Tensor]:
         """x (B, C, H, W) in [-1, 1] -> every declared readout, batch axis first.

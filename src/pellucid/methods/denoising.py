@@ -6,7 +6,7 @@ blending two pictures and keeping part of one are the same for all of them, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,15 +14,19 @@ import torch
 from torch import Tensor
 
 from pellucid.methods.base import Method, resolve
+from pellucid.process.gaussian import Gaussian
 from pellucid.process.guidance import clipped, guided, keep_known
 from pellucid.process.loss import diffuse
-from pellucid.process.predict import to_x0
+from pellucid.process.predict import to_eps, to_x0
 from pellucid.process.samplers import SAMPLERS
 from pellucid.process.schedule import ScheduleName, TabulatedSchedule, levels, make_schedule
 from pellucid.types import Control, Denoise, Sample
 
-Predicts = Literal["eps", "v"]
-"""What a network's output stands for; see `process.predict`."""
+Predicts = Literal["eps", "v", "beyond"]
+"""What a network's output stands for: the noise, as in the papers; v (see `process.predict`); or what v is beyond
+that of a Gaussian with the mean and covariance of the training pictures (see `process.gaussian`)."""
+FITTED_ON = 512
+"""How many training pictures that Gaussian is fitted on."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,34 @@ def standard_controls(class_names: tuple[str, ...], *, regions: int = 0) -> dict
     return controls
 
 
+def _spread(x: Tensor, like: Tensor) -> Tensor:
+    """x (B, C, H, W) with axes of one put in after the first, as many as `like` has more."""
+    return x[(slice(None), *[None] * (like.ndim - x.ndim))]
+
+
 class DenoisingMethod(Method):
     """A method whose network denoises images. Subclasses give `predict`."""
 
-    def __init__(self, schedule: ScheduleName) -> None:
+    def __init__(self, image_shape: tuple[int, int, int], schedule: ScheduleName, predicts: Predicts) -> None:
         super().__init__()
+        self.image_shape, self.predicts = image_shape, predicts
         self.schedule = make_schedule(schedule)
+        self.gaussian = Gaussian(image_shape) if predicts == "beyond" else None
+
+    def prepare(self, pictures: Callable[[int], Tensor]) -> None:
+        if self.gaussian is not None:
+            self.gaussian.fit(pictures(FITTED_ON))
+
+    def noise_said(self, said: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The noise (B, ..., C, H, W) that the network's words (of that shape) stand for; x_t (B, C, H, W), t (B,).
+
+        Words of several regions, (B, K, C, H, W), are each taken for a whole.
+        """
+        logsnr = self.schedule.logsnr(t)
+        if self.gaussian is None:
+            return to_eps(said, _spread(x_t, said), logsnr, "eps" if self.predicts == "eps" else "v")
+        v = said + _spread(self.gaussian.v(x_t, logsnr), said)
+        return to_eps(v, _spread(x_t, said), logsnr, "v")
 
     def predict(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Prediction:
         """x (B, C, H, W) at times t (B,), label (B,) or None -> the noise and whatever else is found."""

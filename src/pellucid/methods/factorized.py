@@ -44,7 +44,6 @@ from pellucid.nets.blocks import Padding, conv3, zeroed
 from pellucid.nets.modulation import Modulation, TimeModulator, VectorModulator, repeat
 from pellucid.nets.unet import Decoder, Encoder, Middle, UNet, UNetConfig
 from pellucid.process.loss import denoising_loss, diffuse
-from pellucid.process.predict import to_eps
 from pellucid.process.schedule import ScheduleName, alpha_sigma, make_schedule
 from pellucid.types import Batch, Control, Readout
 
@@ -70,8 +69,7 @@ class FactorizedConfig:
     """How often training hides the class, so that guidance has something to guide from."""
     schedule: ScheduleName = "linear_betas"
     predicts: Predicts = "eps"
-    """What the network's output is: the noise, as in the papers, or v, which at small budgets learns far sooner,
-    since its noise at high noise is x_t itself. The loss is that of the noise either way."""
+    """What the network's output stands for; the loss is that of the noise whatever it is."""
     low_noise_share: float = 0.0
     """Share of training times drawn from [0, 0.2] on top of the uniform ones, where masks can be seen."""
     read_time: float = 0.03
@@ -345,7 +343,7 @@ class Denoising:
         if cfg.code_mixture:
             level = method.level(x_t, t, label)
             masks, teacher = level.masks, None
-            parts = to_eps(level.parts, x_t[:, None], logsnr, cfg.predicts)
+            parts = method.noise_said(level.parts, x_t, t)
             terms = {"denoise": mixture_loss(parts, masks, eps).mean()}
         else:
             found, masks, teacher = method.factor(x_t, t, label, teach=True)
@@ -375,9 +373,8 @@ class Factorized(DenoisingMethod):
     name: ClassVar[str] = "factorized"
 
     def __init__(self, config: FactorizedConfig) -> None:
-        super().__init__(config.schedule)
+        super().__init__((config.unet.channels, config.size, config.size), config.schedule, config.predicts)
         self.config = config
-        self.image_shape = (config.unet.channels, config.size, config.size)
         self.level = Level(config, config.regions)
         self.fine = Level(config, config.subregions) if config.subregions else None
         k = config.regions
@@ -424,7 +421,7 @@ class Factorized(DenoisingMethod):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """eps (B, C, H, W), the masks of the finest level, and the small painter's eps where it is asked for."""
         # masks sum to 1, so that converting their sum of parts converts each part
-        noise = lambda out: to_eps(out, x, self.schedule.logsnr(t), self.config.predicts)
+        noise = lambda out: self.noise_said(out, x, t)
         f = self.level(x, t, label, teach=teach)
         out = f.combine(f.parts, teach_masks=self.config.form not in OWN_TEACHER)
         small = None if f.code_parts is None or self.config.form == "code" else f.combine(f.code_parts)

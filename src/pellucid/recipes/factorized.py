@@ -38,8 +38,8 @@ def unet(scale: Scale, data: DataSpec) -> UNetConfig:
 
 
 def predicts(scale: Scale) -> Predicts:
-    """The noise, as the papers do, or v where there are too few steps to learn that noise looks like noise."""
-    return "v" if scale in ("tiny", "cpu") else "eps"
+    """The noise, as the papers do; where steps are few, what is not known beforehand (see `process.gaussian`)."""
+    return "beyond" if scale in ("tiny", "cpu") else "eps"
 
 
 def training(scale: Scale) -> TrainConfig:

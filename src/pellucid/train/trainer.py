@@ -522,9 +522,16 @@ class _Run:
 
     # ---- the run -----------------------------------------------------------------------------
 
+    def some_pictures(self, n: int) -> Tensor:
+        """n pictures spread over the data set, or all of them; the same on every rank and in every run."""
+        spread = np.unique(np.linspace(0, len(self.dataset) - 1, n).round().astype(int))
+        return self.dataset.batch(spread).x0
+
     def go(self, wanted: threading.Event, stop_after: int | None) -> TrainResult:
         config = self.config
         self.restore()
+        if self.step == 0:
+            self.method.prepare(self.some_pictures)
         first, began = self.step, time.perf_counter()
         log = Log(self.run, start=self.step) if self.ranks.main else None
         self.say(

@@ -14,7 +14,6 @@ from pellucid.methods.denoising import DenoisingMethod, Prediction, Predicts, st
 from pellucid.nets.modulation import TimeModulator
 from pellucid.nets.unet import UNet, UNetConfig
 from pellucid.process.loss import denoising_loss, diffuse
-from pellucid.process.predict import to_eps
 from pellucid.process.schedule import ScheduleName
 from pellucid.types import Batch
 
@@ -25,8 +24,7 @@ class DDPMConfig:
     unet: UNetConfig = field(default_factory=UNetConfig)
     schedule: ScheduleName = "linear_betas"
     predicts: Predicts = "eps"
-    """What the network's output is: the noise, as in the papers, or v, which at small budgets learns far sooner,
-    since its noise at high noise is x_t itself. The loss is that of the noise either way."""
+    """What the network's output stands for; the loss is that of the noise whatever it is."""
 
 
 class _Denoise:
@@ -54,9 +52,8 @@ class DDPM(DenoisingMethod):
     name: ClassVar[str] = "ddpm"
 
     def __init__(self, config: DDPMConfig) -> None:
-        super().__init__(config.schedule)
+        super().__init__((config.unet.channels, config.size, config.size), config.schedule, config.predicts)
         self.config = config
-        self.image_shape = (config.unet.channels, config.size, config.size)
         self.unet = UNet(config.unet)
         self.time = TimeModulator(self.unet.widths, config.unet.base)
         self.controls = standard_controls(())
@@ -70,8 +67,7 @@ class DDPM(DenoisingMethod):
         return (_Denoise(self),)
 
     def predict(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Prediction:
-        out = self.unet(x, self.time(t)).float()
-        return Prediction(to_eps(out, x, self.schedule.logsnr(t), self.config.predicts))
+        return Prediction(self.noise_said(self.unet(x, self.time(t)).float(), x, t))
 
     def read(self, x: Tensor, rng: torch.Generator, **controls: Any) -> dict[str, Tensor]:
         """A DDPM finds nothing in an image; its features can be clustered, see `features`."""
