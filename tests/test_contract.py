@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -114,27 +115,34 @@ def test_samples_carry_the_declared_readouts(method):
     assert set(sample.readouts) == set(method.readouts)
 
 
-def other_value(name: str, control: Control, base: dict):
+def other_value(name: str, declared: Mapping[str, Control]) -> dict:
     """A value of a control that is not its default, with the other controls it needs."""
-    picture = a_batch(1).x0
-    if name == "image":
-        return {"image": picture}
-    if name == "strength":
-        return {"image": picture, "strength": 0.8}
-    if name == "blend_with":
-        return {"image": picture, "blend_with": -picture}
-    if name == "blend":
-        return {"image": picture, "blend_with": -picture, "blend": 0.1}
-    if control.kind == "regions":
-        return {"image": picture, "strength": 0.5, name: (0,)}
-    if name == "guidance_scale":
-        return {"label": 0, "guidance_scale": 3.0}
-    if control.kind == "choice":
-        return {name: control.choices[-1]}
-    if control.kind == "int":
-        other = min(int(control.high or 9), (control.default or 0) + 3)
-        return {name: other if other != control.default else int(control.low or 0)}
-    return {name: control.high}
+    control = declared[name]
+    other, _, choice = control.needs.partition("=")
+    given = {} if not other else {other: choice} if choice else other_value(other, declared)
+    if control.kind == "image":
+        given[name] = a_batch(1).x0 * (-1 if control.needs else 1)
+    elif control.kind == "regions":
+        given |= {"strength": 0.5, name: (0,)}
+    elif control.kind == "choice":
+        given[name] = control.choices[-1]
+    elif control.kind == "int":
+        more = min(int(control.high or 9), (control.default or 0) + 3)
+        given[name] = more if more != control.default else int(control.low or 0)
+    else:
+        given[name] = 0.8 * control.high
+    return given
+
+
+def test_a_control_that_does_nothing_alone_says_so(method):
+    for name, control in method.controls.items():
+        if control.needs:
+            other, _, choice = control.needs.partition("=")
+            alone = {name: other_value(name, method.controls)[name]}
+            if choice:
+                alone[other] = next(c for c in method.controls[other].choices if c != choice)
+            with pytest.raises(ValueError, match=f"^{name} does .*{other}"):
+                method.sample(1, torch.Generator().manual_seed(0), num_steps=2, **alone)
 
 
 def test_every_control_changes_the_sample(method):
@@ -144,8 +152,8 @@ def test_every_control_changes_the_sample(method):
     for p in method.parameters():  # a barely trained network answers weakly: make every path loud
         p.data += 0.1 * torch.randn_like(p)
     method.eval()
-    for name, control in method.controls.items():
-        given = other_value(name, control, {})
+    for name in method.controls:
+        given = other_value(name, method.controls)
         without = {k: v for k, v in given.items() if k != name}
         for calls in (given, without):
             if name != "num_steps":

@@ -85,6 +85,8 @@ class Control:
     choices: tuple[str, ...] = ()
     reads: bool = False
     """Whether reading an image takes it too, not only sampling."""
+    needs: str = ""
+    """What has to be set as well for this one to do anything: a control's name, or "name=choice"."""
 
 
 @dataclass(frozen=True, kw_only=True)

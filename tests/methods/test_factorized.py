@@ -232,6 +232,21 @@ def test_region_swap_keeps_the_rest_exactly():
     assert (sample.images - kept)[changed].abs().max() > 0.05
 
 
+def test_walking_again_keeps_what_is_kept_and_looks_more_often(monkeypatch):
+    method, image = make(form="shared"), torch.rand(1, 3, 16, 16) * 2 - 1
+    looks = []
+    predict = method.predict
+    monkeypatch.setattr(method, "predict", lambda *given: (looks.append(1), predict(*given))[1])
+    region = method.regions_of(image, torch.Generator().manual_seed(0), (0, 1)).bool().expand(-1, 3, -1, -1)
+    made = []
+    for walks in (1, 3):
+        rng = torch.Generator().manual_seed(0)
+        made.append(method.sample(1, rng, image=image, regions=(0, 1), walks=walks, num_steps=20))
+        torch.testing.assert_close(made[-1].images[~region], image[~region])
+    assert len(looks) == 20 + 3 * 20
+    assert not torch.equal(made[0].images, made[1].images)
+
+
 def test_blending_a_picture_with_itself_changes_nothing():
     method = make(form="shared")
     image = torch.rand(1, 3, 16, 16) * 2 - 1
@@ -277,7 +292,11 @@ def test_impossible_configs_are_refused(options, message):
     [
         ({"num_stepz": 3}, "did you mean 'num_steps'|Did you mean 'num_steps'"),
         ({"num_steps": 0}, "num_steps is 0"),
-        ({"regions": (1,)}, "give `image` as well"),
+        ({"regions": (1,)}, "give 'image' as well"),
+        (
+            {"image": torch.zeros(1, 3, 16, 16), "regions": (1,), "walks": 2, "sampler": "heun"},
+            "heun walks only once",
+        ),
         ({"image": torch.zeros(1, 3, 8, 8)}, "picture is"),
         ({"image": torch.zeros(1, 3, 16, 16), "regions": (3,)}, "regions are numbers from 0 to 2"),
         ({"sampler": "euler"}, "one of ddim"),

@@ -27,6 +27,8 @@ def written(path: Path | None, value: Any) -> None:
     if path is None or not _first():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        sys.stderr.write(f"note: {path} was there before and is replaced\n")
     part = path.with_name(f".{path.name}.part")
     part.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(part, path)

@@ -48,7 +48,23 @@ def resolve(
             raise ValueError(
                 f"{name!r} is no control that this model can {what} with; it has {', '.join(usable) or 'none'}.{hint}"
             )
-    return {name: _checked(name, c, given.get(name, c.default)) for name, c in usable.items()}
+    use = {name: _checked(name, c, given.get(name, c.default)) for name, c in usable.items()}
+    for name, control in usable.items():
+        idle = use[name] is None or (control.default is not None and use[name] == control.default)
+        if control.needs and not idle:
+            _require(name, control.needs, usable, use)
+    return use
+
+
+def _require(name: str, needs: str, declared: Mapping[str, Control], use: Mapping[str, Any]) -> None:
+    """A ValueError where a control was set that does nothing without another."""
+    other, _, choice = needs.partition("=")
+    if choice and use[other] != declared[other].choices.index(choice):
+        raise ValueError(
+            f"{name} does something only where {other} is {choice}; leave it out, or set {needs}"
+        )
+    if use[other] is None:
+        raise ValueError(f"{name} does nothing alone: give {other!r} as well")
 
 
 def _checked(name: str, control: Control, value: Any) -> Any:

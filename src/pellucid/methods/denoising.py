@@ -19,7 +19,7 @@ from pellucid.process.guidance import clipped, guided, keep_known
 from pellucid.process.loss import diffuse
 from pellucid.process.predict import to_eps, to_x0
 from pellucid.process.samplers import SAMPLERS
-from pellucid.process.schedule import ScheduleName, TabulatedSchedule, levels, make_schedule
+from pellucid.process.schedule import ScheduleName, TabulatedSchedule, levels, make_schedule, revisit
 from pellucid.types import Control, Denoise, Sample
 
 Predicts = Literal["eps", "v", "beyond"]
@@ -49,8 +49,13 @@ def standard_controls(class_names: tuple[str, ...], *, regions: int = 0) -> dict
             kind="choice", default="ddim", choices=tuple(SAMPLERS), help="how the passes are combined"
         ),
         "eta": Control(
-            kind="float", default=0.0, low=0.0, high=1.0, help="noise that DDIM adds back, 0 to 1"
-        ),
+            kind="float",
+            default=0.0,
+            low=0.0,
+            high=1.0,
+            needs="sampler=ddim",
+            help="noise that DDIM adds back, 0 to 1",
+        ),  # fmt: skip
         "snapshots": Control(
             kind="int", default=0, low=0, high=64, help="states along the process to keep, as a picture"
         ),
@@ -59,24 +64,40 @@ def standard_controls(class_names: tuple[str, ...], *, regions: int = 0) -> dict
             kind="float",
             low=0.01,
             high=1.0,
+            needs="image",
             help="how much noise a given picture gets, as a time (default 0.25)",
         ),
-        "blend_with": Control(kind="image", help="a second picture, blended with the first in noise space"),
-        "blend": Control(kind="float", default=0.5, low=0.0, high=1.0, help="share of the second picture"),
+        "blend_with": Control(
+            kind="image", needs="image", help="a second picture, blended with the first in noise space"
+        ),
+        "blend": Control(
+            kind="float",
+            default=0.5,
+            low=0.0,
+            high=1.0,
+            needs="blend_with",
+            help="share of the second picture",
+        ),
     }
     if regions:
         controls["regions"] = Control(
             kind="regions",
             high=regions - 1,
+            needs="image",
             help="regions of the given picture to regenerate; the rest is kept",
         )
+        controls["walks"] = Control(
+            kind="int", default=1, low=1, high=20, needs="regions",
+            help="how often each tenth of the way is walked, so that what is new fits what is kept; ddim or ddpm",
+        )  # fmt: skip
     if class_names:
         controls["label"] = Control(
             kind="choice", choices=class_names, reads=True, help="the class to generate"
         )
         controls["guidance_scale"] = Control(
-            kind="float", default=1.0, low=0.0, high=20.0, help="classifier-free guidance; 1 is none"
-        )
+            kind="float", default=1.0, low=0.0, high=20.0, needs="label",
+            help="classifier-free guidance; 1 is none",
+        )  # fmt: skip
     return controls
 
 
@@ -171,7 +192,8 @@ class DenoisingMethod(Method):
 
         `image` alone is noised to `strength` and denoised again; with `blend_with`, both are noised
         with the same noise and their noisy states mixed (Ho et al., 2020, figure 8); with `regions`,
-        only those regions of it are generated anew.
+        only those regions of it are generated anew, each stretch of the process `walks` times (Lugmayr et al.,
+        2022).
         """
         if n < 1:
             raise ValueError(f"n is {n}; ask for at least one image")
@@ -204,13 +226,16 @@ class DenoisingMethod(Method):
                 mixed = torch.lerp(image, other, use["blend"])
             if start < 1.0:
                 x = diffuse(mixed, x, at_start)
-        elif use.get("regions") or use["blend_with"] is not None:
-            raise ValueError("regions and blend_with change a given picture: give `image` as well")
 
         table = self.schedule.steps if isinstance(self.schedule, TabulatedSchedule) else None
         times = levels(
             max(1, min(use["num_steps"], round(start * (table or 1000)))), start=start, table=table
         )
+        sampler = tuple(SAMPLERS)[use["sampler"]]
+        if use.get("walks", 1) > 1:
+            if sampler not in ("ddim", "ddpm"):
+                raise ValueError(f"walks is {use['walks']}, and {sampler} walks only once; use ddim or ddpm")
+            times = revisit(times, jump=max(1, len(times) // 10), times=use["walks"])
         trace: list[tuple[float, Sample]] = []
         moments = {round(i) for i in torch.linspace(0, len(times) - 2, use["snapshots"]).tolist()}
 
@@ -218,9 +243,9 @@ class DenoisingMethod(Method):
             if i in moments:
                 trace.append((t, Sample(images=x0.clamp(-1, 1), readouts=self.describe(seen["last"]))))
 
-        sampler = SAMPLERS[tuple(SAMPLERS)[use["sampler"]]]
-        options = {"eta": use["eta"]} if use["sampler"] == tuple(SAMPLERS).index("ddim") else {}
-        images = sampler(denoise, x, times, self.schedule, rng=rng, on_step=on_step, **options).clamp(-1, 1)
+        options = {"eta": use["eta"]} if sampler == "ddim" else {}
+        images = SAMPLERS[sampler](denoise, x, times, self.schedule, rng=rng, on_step=on_step, **options)
+        images = images.clamp(-1, 1)
         return Sample(
             images=images,
             readouts=self.describe(self.settle(seen["last"], images, use)),
