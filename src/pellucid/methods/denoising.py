@@ -55,7 +55,7 @@ def standard_controls(class_names: tuple[str, ...], *, regions: int = 0) -> dict
             high=1.0,
             needs="sampler=ddim",
             help="noise that DDIM adds back, 0 to 1",
-        ),  # fmt: skip
+        ),
         "snapshots": Control(
             kind="int", default=0, low=0, high=64, help="states along the process to keep, as a picture"
         ),
