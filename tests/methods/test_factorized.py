@@ -365,3 +365,24 @@ def test_a_network_that_goes_beyond_a_gaussian_says_v_beyond_its_v(form):
     alpha, _ = (v[:, None, None, None] for v in alpha_sigma(logsnr))
     expected = as_v.predict(x, t).eps + alpha * beyond.gaussian.v(x, logsnr)
     torch.testing.assert_close(beyond.predict(x, t).eps, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("form", "painter"), [("hybrid", "shared"), ("kernel", "concat"), ("kernel", "own")])
+def test_region_guidance_is_a_line_through_two_paintings(form, painter):
+    """At 0 the painter is told nothing of the regions, at 1 what it is trained with, beyond on the same line."""
+    method = make(form=form, painter=painter)
+    x, t = noisy()
+    at = lambda w: method.predict(x, t, None, {"region_guidance": w})
+    torch.testing.assert_close(at(1.0).eps, method.predict(x, t).eps, rtol=0, atol=0)
+    assert not torch.equal(at(0.0).eps, at(1.0).eps)
+    torch.testing.assert_close(
+        at(3.0).eps, at(0.0).eps + 3 * (at(1.0).eps - at(0.0).eps), atol=1e-4, rtol=1e-4
+    )
+    torch.testing.assert_close(at(3.0).masks, at(1.0).masks, rtol=0, atol=0)
+
+
+def test_without_regions_there_is_nothing_to_be_guided_by():
+    method = make(form="kernel", regions=1)
+    x, t = noisy()
+    guided = method.predict(x, t, None, {"region_guidance": 5.0})
+    torch.testing.assert_close(guided.eps, method.predict(x, t).eps, atol=1e-5, rtol=1e-5)

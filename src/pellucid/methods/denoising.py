@@ -25,6 +25,8 @@ from pellucid.types import Control, Denoise, Sample
 Predicts = Literal["eps", "v", "beyond"]
 """What a network's output stands for: the noise, as in the papers; v (see `process.predict`); or what v is beyond
 that of a Gaussian with the mean and covariance of the training pictures (see `process.gaussian`)."""
+NOTHING: Mapping[str, Any] = {}
+"""No controls."""
 FITTED_ON = 512
 """How many training pictures that Gaussian is fitted on."""
 
@@ -130,8 +132,13 @@ class DenoisingMethod(Method):
         v = said + _spread(self.gaussian.v(x_t, logsnr), said)
         return to_eps(v, _spread(x_t, said), logsnr, "v")
 
-    def predict(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Prediction:
-        """x (B, C, H, W) at times t (B,), label (B,) or None -> the noise and whatever else is found."""
+    def predict(
+        self, x: Tensor, t: Tensor, label: Tensor | None = None, use: Mapping[str, Any] = NOTHING
+    ) -> Prediction:
+        """x (B, C, H, W) at times t (B,), label (B,) or None -> the noise and whatever else is found.
+
+        `use` are the controls of a sample; training has none.
+        """
         raise NotImplementedError
 
     @property
@@ -159,11 +166,13 @@ class DenoisingMethod(Method):
         times = torch.full((len(x0),), t, device=x0.device)
         return diffuse(x0, self.noise(x0.shape, rng), self.schedule.logsnr(times)), times
 
-    def denoiser(self, label: Tensor | None, seen: dict[str, Prediction]) -> Denoise:
+    def denoiser(
+        self, label: Tensor | None, seen: dict[str, Prediction], use: Mapping[str, Any] = NOTHING
+    ) -> Denoise:
         """The closure that samplers take; it leaves its last prediction in `seen`."""
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
-            seen["last"] = found = self.predict(x, t, None if label is None else label[: len(x)])
+            seen["last"] = found = self.predict(x, t, None if label is None else label[: len(x)], use)
             return to_x0(found.eps, x, self.schedule.logsnr(t), "eps")
 
         return denoise
@@ -203,9 +212,10 @@ class DenoisingMethod(Method):
         seen: dict[str, Prediction] = {}
         if labels is not None and use["guidance_scale"] != 1.0:
             plain: dict[str, Prediction] = {}
-            denoise = guided(self.denoiser(labels, seen), self.denoiser(None, plain), use["guidance_scale"])
+            both = self.denoiser(labels, seen, use), self.denoiser(None, plain, use)
+            denoise = guided(*both, use["guidance_scale"])
         else:
-            denoise = self.denoiser(labels, seen)
+            denoise = self.denoiser(labels, seen, use)
         denoise = clipped(denoise)
 
         x = self.noise((n, *self.image_shape), rng)

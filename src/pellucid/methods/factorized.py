@@ -38,7 +38,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pellucid.methods.base import Stage, resolve
-from pellucid.methods.denoising import DenoisingMethod, Prediction, Predicts, standard_controls
+from pellucid.methods.denoising import NOTHING, DenoisingMethod, Prediction, Predicts, standard_controls
 from pellucid.methods.kernels import KernelConfig, confidence, evidence, explain, refine
 from pellucid.nets.blocks import Padding, conv3, zeroed
 from pellucid.nets.modulation import Modulation, TimeModulator, VectorModulator, repeat
@@ -49,6 +49,10 @@ from pellucid.types import Batch, Control, Readout
 
 OWN_TEACHER = ("hybrid", "kernel")
 """Forms whose masks learn from something else than the decoder that paints under them."""
+REGION_GUIDANCE = 5.0
+"""Where the masks are given to the painter, guide by them: what it says under them, further away from what it says
+of a picture whose pixels are in all regions alike. Classifier-free guidance (Ho and Salimans, 2022) with the model's
+own masks as the condition: no label, and nothing to be trained for it."""
 Painter = Literal["shared", "concat", "own"]
 Form = Literal["shared", "unshared", "concat", "masked_mid", "code", "hybrid", "kernel"]
 
@@ -251,6 +255,8 @@ class Factors:
     parts: Tensor
     code_parts: Tensor | None = None
     """`hybrid` alone: what the small painter says, which teaches the masks."""
+    blind: Tensor | None = None
+    """(B, C, H, W), where asked for: the same painter's picture if every pixel were in each region alike."""
 
     def combine(self, parts: Tensor, *, teach_masks: bool = True) -> Tensor:
         """sum_k m_k part_k (eq. 2.7); without `teach_masks` no gradient reaches the masks."""
@@ -305,8 +311,13 @@ class Level(nn.Module):
         masks = self.masker.tail(features).float().softmax(1)
         return masks, h, skips, features, mod[e + m + d :]
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, *, teach: bool = False) -> Factors:
-        """`teach` asks for what only training needs: the small painter's parts in the hybrid form."""
+    def forward(
+        self, x: Tensor, t: Tensor, label: Tensor | None = None, *, teach: bool = False, blind: bool = False
+    ) -> Factors:
+        """`teach` asks for what only training needs: the small painter's parts in the hybrid form.
+
+        `blind` asks for a painting that does not know the regions as well, for `region_guidance`.
+        """
         masks, h, skips, features, mod = self.find(x, t, label)
         code_parts = None
         if self.form == "code" or (self.form == "hybrid" and teach):
@@ -319,7 +330,11 @@ class Level(nn.Module):
         seen = (x, h, skips, under, mod)
         again = self.recompute and torch.is_grad_enabled()
         parts = checkpoint(self.painter, *seen, use_reentrant=False) if again else self.painter(*seen)
-        return Factors(masks, parts.float(), code_parts)
+        unguided = None
+        if blind:
+            alike = masks.mean((2, 3), keepdim=True).expand_as(masks)
+            unguided = (alike[:, :, None] * self.painter(x, h, skips, alike, mod).float()).sum(1)
+        return Factors(masks, parts.float(), code_parts, unguided)
 
 
 class Denoising:
@@ -379,6 +394,11 @@ class Factorized(DenoisingMethod):
         self.fine = Level(config, config.subregions) if config.subregions else None
         k = config.regions
         self.controls = standard_controls(config.class_names, regions=k)
+        if config.form in OWN_TEACHER:
+            self.controls["region_guidance"] = Control(
+                kind="float", default=REGION_GUIDANCE, low=0.0, high=20.0,
+                help="how much more pictures follow their own masks than a painter does; 1 is not at all",
+            )  # fmt: skip
         if config.form == "kernel":
             self.controls["refine"] = Control(
                 kind="int", default=1, low=0, high=1, reads=True,
@@ -417,13 +437,18 @@ class Factorized(DenoisingMethod):
         return labels.masked_fill(drop.to(labels.device), len(names))
 
     def factor(
-        self, x: Tensor, t: Tensor, label: Tensor | None, *, teach: bool = False
+        self, x: Tensor, t: Tensor, label: Tensor | None, *, teach: bool = False, guidance: float = 1.0
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """eps (B, C, H, W), the masks of the finest level, and the small painter's eps where it is asked for."""
+        """eps (B, C, H, W), the masks of the finest level, and the small painter's eps where it is asked for.
+
+        `guidance` is the share of what the painter knows by the masks; see `region_guidance`.
+        """
         # masks sum to 1, so that converting their sum of parts converts each part
         noise = lambda out: self.noise_said(out, x, t)
-        f = self.level(x, t, label, teach=teach)
+        f = self.level(x, t, label, teach=teach, blind=guidance != 1.0)
         out = f.combine(f.parts, teach_masks=self.config.form not in OWN_TEACHER)
+        if f.blind is not None:
+            out = torch.lerp(f.blind, out, guidance)
         small = None if f.code_parts is None or self.config.form == "code" else f.combine(f.code_parts)
         if self.fine is None:
             return noise(out), f.masks, None if small is None else noise(small)
@@ -436,8 +461,10 @@ class Factorized(DenoisingMethod):
         fine_masks = (f.masks[:, :, None] * g.masks.unflatten(0, (-1, k))).flatten(1, 2)  # (B, K J, H, W)
         return noise(out), fine_masks, None
 
-    def predict(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Prediction:
-        eps, masks, _ = self.factor(x, t, label)
+    def predict(
+        self, x: Tensor, t: Tensor, label: Tensor | None = None, use: Mapping[str, Any] = NOTHING
+    ) -> Prediction:
+        eps, masks, _ = self.factor(x, t, label, guidance=use.get("region_guidance", 1.0))
         return Prediction(eps, masks)
 
     def settle(self, found: Prediction, images: Tensor, use: Mapping[str, Any]) -> Prediction:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pellucid.methods.base import Stage
-from pellucid.methods.denoising import DenoisingMethod, Prediction, Predicts, standard_controls
+from pellucid.methods.denoising import NOTHING, DenoisingMethod, Prediction, Predicts, standard_controls
 from pellucid.nets.modulation import TimeModulator
 from pellucid.nets.unet import UNet, UNetConfig
 from pellucid.process.loss import denoising_loss, diffuse
@@ -66,7 +66,9 @@ class DDPM(DenoisingMethod):
     def stages(self) -> tuple[Stage, ...]:
         return (_Denoise(self),)
 
-    def predict(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Prediction:
+    def predict(
+        self, x: Tensor, t: Tensor, label: Tensor | None = None, use: Mapping[str, Any] = NOTHING
+    ) -> Prediction:
         return Prediction(self.noise_said(self.unet(x, self.time(t)).float(), x, t))
 
     def read(self, x: Tensor, rng: torch.Generator, **controls: Any) -> dict[str, Tensor]:
