@@ -313,13 +313,26 @@ def test_a_really_full_disk(tmp_path):
         (small / "filler").write_bytes(
             b"x" * (os.statvfs(small).f_bavail * os.statvfs(small).f_frsize - 4096)
         )
-        with pytest.raises((CheckpointError, TrainingError, OSError)):
+        with pytest.raises((CheckpointError, TrainingError), match=r"full|MiB left|No space"):
             go(small / "run")
         assert latest(small / "run").step == 4
         (small / "filler").unlink()
         assert go(small / "run").state == "done"
     finally:
         subprocess.run(["umount", "-l", str(small)], check=False)
+
+
+def test_a_log_that_finds_no_room_is_said_with_the_way_out(tmp_path, monkeypatch):
+    from pellucid.train.log import Log
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    go(tmp_path / "run", stop_after=4)
+    monkeypatch.setattr(Log, "write", full)
+    with pytest.raises(TrainingError, match="is full; make room and start again"):
+        go(tmp_path / "run")
+    assert latest(tmp_path / "run").step == 4
 
 
 def test_running_out_of_memory_halves_the_part_and_keeps_the_batch(tmp_path):

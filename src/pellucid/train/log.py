@@ -36,7 +36,10 @@ class Log:
         """pixels (H, W, 3) uint8."""
         self.board.add_image(name, pixels, step, dataformats="HWC")
 
-    def close(self) -> None:
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.handle.close()
         self.board.close()
 

@@ -12,6 +12,7 @@ was never stopped; and W processes with one micro-batch each are one process wit
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -533,20 +534,26 @@ class _Run:
         if self.step == 0:
             self.method.prepare(self.some_pictures)
         first, began = self.step, time.perf_counter()
-        log = Log(self.run, start=self.step) if self.ranks.main else None
         self.say(
             "start", {"step": self.step, "steps": config.steps * len(self.stages), "device": str(self.device)}
         )
         paused = False
         try:
-            for index, stage in enumerate(self.stages):
-                local = self.step - index * config.steps
-                if local >= config.steps or paused:
-                    continue
-                paused = self.run_stage(index, stage, local, log, wanted, stop_after and first + stop_after)
-        finally:
-            if log is not None:
-                log.close()
+            with contextlib.ExitStack() as stack:
+                log = stack.enter_context(Log(self.run, start=self.step)) if self.ranks.main else None
+                for index, stage in enumerate(self.stages):
+                    local = self.step - index * config.steps
+                    if local >= config.steps or paused:
+                        continue
+                    until = stop_after and first + stop_after
+                    paused = self.run_stage(index, stage, local, log, wanted, until)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise TrainingError(
+                f"the disk of {self.run} is full; make room and start again: the last checkpoint is whole, and the "
+                f"run continues from it"
+            ) from error
         seconds = time.perf_counter() - began
         rate = (self.step - first) * config.batch_size / max(seconds, 1e-9)
         result = TrainResult("paused" if paused else "done", self.step, seconds, rate)
