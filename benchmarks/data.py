@@ -5,9 +5,7 @@ python benchmarks/data.py [--quick]
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 import statistics
 import tempfile
 import time
@@ -17,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _main import main
 from factorized import Step
 from PIL import Image
 
@@ -162,12 +161,4 @@ def _best(work: Callable[[], Any], repeats: int) -> float:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    found = run(options.quick)
-    for line in found:
-        print(json.dumps(line))
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    main(__doc__, run)

@@ -10,14 +10,12 @@ operations of the network and count as time over its floor.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
+from _main import main
 from torch.utils.flop_counter import FlopCounterMode
 
 from pellucid.recipes import DataSpec, build, recipe
@@ -83,16 +81,4 @@ def run(quick: bool) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    rows = run(options.quick)
-    for row in rows:
-        print(
-            f"{row['name']:48} {row['ours']:.2f} against {row['peer']:.2f}: {row['ratio']:.2f} (target {row['target']})"
-        )
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    main(__doc__, run)

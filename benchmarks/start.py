@@ -5,14 +5,13 @@ python benchmarks/start.py [--quick]
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
+
+from _main import main
 
 CASES = {
     "import pellucid": (["-c", "import pellucid"], 0.3),
@@ -46,12 +45,4 @@ def run(quick: bool) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    found = run(options.quick)
-    for line in found:
-        print(json.dumps(line))
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    main(__doc__, run)

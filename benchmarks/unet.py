@@ -11,13 +11,10 @@ bf16 is measured only where the processor computes in it: elsewhere it is emulat
 
 from __future__ import annotations
 
-import argparse
 import gc
 import importlib
-import json
 import multiprocessing
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from _main import main
 from torch import Tensor, nn
 
 Side = Literal["ours", "documented", "same"]
@@ -289,23 +287,5 @@ def run(quick: bool) -> list[Row]:
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="a small network and few rounds")
-    parser.add_argument("--json", type=Path, help="write the rows here too")
-    args = parser.parse_args()
-    rows = run(args.quick)
-    for row in rows:
-        goal = "" if row["target"] is None else f"  (target {row['target']:.2f})"
-        sys.stdout.write(
-            f"{row['ratio']:6.2f}x{goal:<16} {row['name']}: ours {row['ours']:.4g} {row['unit']}, "
-            f"peer {row['peer']:.4g} {row['unit']}\n"
-        )
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, run)

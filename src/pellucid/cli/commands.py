@@ -518,7 +518,7 @@ class Bench:
         import sys
         import tempfile
 
-        files = sorted(self.folder.glob("*.py"))
+        files = sorted(self.folder.glob("[!_]*.py"))
         if self.only:
             files = [f for f in files if f.stem == self.only]
         if not files:

@@ -26,8 +26,8 @@ class Draws:
             raise ValueError(f"split is {split!r}: use {', '.join(SPLITS)}")
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed is {seed}: use a whole number from 0 to 2**63 - 1")
-        stream = _mix(np.array([seed], np.uint64) * _GOLDEN + np.uint64(SPLITS[split]))
-        self._keys = _mix(np.asarray(indices).astype(np.uint64) * _GOLDEN + stream)
+        stream = _finalized(np.array([seed], np.uint64) * _GOLDEN + np.uint64(SPLITS[split]))
+        self._keys = _finalized(np.asarray(indices).astype(np.uint64) * _GOLDEN + stream)
         self._taken = 0
 
     def uniform(self, *shape: int) -> np.ndarray:
@@ -35,7 +35,7 @@ class Draws:
         count = int(np.prod(shape, dtype=np.int64))
         steps = np.arange(self._taken + 1, self._taken + 1 + count, dtype=np.uint64) * _GOLDEN
         self._taken += count
-        bits = _mix(self._keys[:, None] + steps) >> np.uint64(40)
+        bits = _finalized(self._keys[:, None] + steps) >> np.uint64(40)
         return (bits.astype(np.float32) * np.float32(2.0**-24)).reshape(len(self._keys), *shape)
 
     def between(self, low: float, high: float, *shape: int) -> np.ndarray:
@@ -47,7 +47,12 @@ class Draws:
         return (self.uniform(*shape) * np.float32(count)).astype(np.int64).clip(0, count - 1)
 
 
-def _mix(z: np.ndarray) -> np.ndarray:
+def splitmix(x: np.ndarray) -> np.ndarray:
+    """One step of SplitMix64 from each state, uint64 -> uint64: the increment, then the finalizer."""
+    return _finalized(x * _GOLDEN + _GOLDEN)
+
+
+def _finalized(z: np.ndarray) -> np.ndarray:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))

@@ -16,6 +16,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from pellucid.data.draws import splitmix
 from pellucid.data.images import Dataset
 from pellucid.types import Batch
 
@@ -65,7 +66,9 @@ class Order:
 
     def coins(self, step: int, salt: int) -> np.ndarray:
         """A fair coin for each of `indices(step)`, a function of (seed, position, salt). Bool."""
-        return _mix(self.positions(step).astype(np.uint64) ^ _key(self.seed, salt, 1)) >> np.uint64(63) == 1
+        return (
+            splitmix(self.positions(step).astype(np.uint64) ^ _key(self.seed, salt, 1)) >> np.uint64(63) == 1
+        )
 
 
 @lru_cache(maxsize=4)
@@ -75,7 +78,7 @@ def permutation(length: int, seed: int, epoch: int) -> np.ndarray:
     Sorting by a keyed 64-bit hash rather than asking numpy to shuffle: numpy does not promise the
     same stream in its next release, and a run must resume with any.
     """
-    order = np.argsort(_mix(np.arange(length, dtype=np.uint64) ^ _key(seed, epoch, 0)), kind="stable")
+    order = np.argsort(splitmix(np.arange(length, dtype=np.uint64) ^ _key(seed, epoch, 0)), kind="stable")
     order.flags.writeable = False
     return order
 
@@ -133,17 +136,9 @@ def _mirror(value: torch.Tensor, turned: torch.Tensor) -> torch.Tensor:
     return torch.where(turned.view(-1, *(1,) * (value.ndim - 1)), value.flip(-1), value)
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele, Lea, Flood 2014), preceded by its increment. uint64 -> uint64."""
-    x = x * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
 def _key(*words: int) -> np.ndarray:
     """One hash of several integers. (1,) uint64."""
     key = np.zeros(1, dtype=np.uint64)
     for word in words:
-        key = _mix(key ^ np.uint64(word & 0xFFFF_FFFF_FFFF_FFFF))
+        key = splitmix(key ^ np.uint64(word & 0xFFFF_FFFF_FFFF_FFFF))
     return key
