@@ -57,7 +57,9 @@ def name(request) -> str:
 
 @pytest.fixture
 def method(name):
-    return build(made(name))
+    method = build(made(name))
+    method.prepare(lambda n: iter([a_batch(8).x0]))
+    return method
 
 
 def test_every_method_has_a_recipe():

@@ -150,6 +150,24 @@ def test_a_picture_of_any_shape_is_read_at_its_own_size(model, shape):
     torch.testing.assert_close(reading.masks.sum(0), torch.ones(shape))
 
 
+def test_pictures_are_shared_out_over_the_parts_of_a_large_sample(model):
+    size = model.method.image_shape[-1]
+    pictures = torch.rand(5, 3, size, size) * 2 - 1
+    together = model.sample(5, image=pictures, strength=0.01, num_steps=1, batch=2)
+    assert len(together.images) == 5
+    apart = (together.images[:, None] - pictures[None]).abs().mean((2, 3, 4))
+    assert apart.argmin(1).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_regions_are_pasted_where_the_edit_read_them(model, monkeypatch):
+    read, given = model.method.read, []
+    monkeypatch.setattr(model.method, "read", lambda x, rng, **c: (given.append(c), read(x, rng, **c))[1])
+    photo = Image.new("RGB", (20, 20), "red")
+    sample = model.sample(1, num_steps=2)
+    model.paste(photo, sample, (0,), refine=0, num_steps=3)
+    assert given[-1] == {"refine": 0}
+
+
 def test_outside_the_edited_regions_not_one_pixel_changes(model):
     rng = np.random.default_rng(1)
     photo = Image.fromarray(rng.integers(0, 256, (90, 120, 3), dtype=np.uint8))

@@ -46,7 +46,13 @@ def card(model: Model, run: Path) -> str:
     """The model card: what it is, what it was trained on, how it is used, what is not known of it."""
     made = model.recipe
     parameters = sum(p.numel() for p in model.method.parameters())
-    controls = "\n".join(f"- `{k}` ({c.kind}): {c.help}" for k, c in model.controls.items()) or "none"
+    controls = (
+        "\n".join(
+            f"- `{k}` ({c.kind}): {c.help}{f'; needs {c.needs}' if c.needs else ''}"
+            for k, c in model.controls.items()
+        )
+        or "none"
+    )
     readouts = "\n".join(f"- `{k}`: {r.help}" for k, r in model.readouts.items()) or "none"
     scores = "No evaluation was recorded; `pellucid evaluate` makes one on labelled pictures."
     if (run / "metrics.json").is_file():

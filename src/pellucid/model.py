@@ -80,7 +80,15 @@ class Model:
             for k, v in controls.items()
         }
         rng = torch.Generator().manual_seed(seed)
-        parts = [self.method.sample(min(batch, n - i), rng, **given) for i in range(0, n, batch)]
+
+        def of(value: Any, start: int) -> Any:
+            """A part's share of a picture for each image; one picture for all is every part's."""
+            return value[start : start + batch] if isinstance(value, Tensor) and len(value) == n else value
+
+        parts = [
+            self.method.sample(min(batch, n - i), rng, **{k: of(v, i) for k, v in given.items()})
+            for i in range(0, n, batch)
+        ]
         if len(parts) == 1:
             return parts[0]
         return Sample(
@@ -123,18 +131,19 @@ class Model:
         return self.sample(n, seed=seed, image=image, **controls)
 
     def paste(
-        self, image: Picture, sample: Sample, regions: tuple[int, ...], *, seed: int = 0
+        self, image: Picture, sample: Sample, regions: tuple[int, ...], *, seed: int = 0, **controls: Any
     ) -> list[Image.Image]:
         """The regenerated regions of an edit, enlarged, on the centre square of the picture at its own size.
 
-        Regions are read again at that size; outside them not one pixel changes. Raises ValueError where the model
-        reads no masks.
+        Regions are read again at that size, with those of the controls given that reading takes; outside them not
+        one pixel changes. Raises ValueError where the model reads no masks.
         """
         picture = _open(image)
         side = min(picture.size)
         left, top = ((v - side) // 2 for v in picture.size)
         square = picture.crop((left, top, left + side, top + side))
-        change = Image.fromarray(np.isin(self.read(square, seed=seed).labels, regions))
+        reading = {k: v for k, v in controls.items() if k in self.controls and self.controls[k].reads}
+        change = Image.fromarray(np.isin(self.read(square, seed=seed, **reading).labels, regions))
         pasted = []
         for pixels in to_uint8(sample.images.cpu().expand(-1, 3, -1, -1)):
             new = square.copy()

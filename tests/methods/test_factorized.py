@@ -300,6 +300,10 @@ def test_impossible_configs_are_refused(options, message):
         ({"image": torch.zeros(1, 3, 8, 8)}, "picture is"),
         ({"image": torch.zeros(1, 3, 16, 16), "regions": (3,)}, "regions are numbers from 0 to 2"),
         ({"sampler": "euler"}, "one of ddim"),
+        (
+            {k: torch.zeros(1, 3, 16, 16) for k in ("image", "blend_with")} | {"regions": (1,)},
+            "give one of them",
+        ),
     ],
 )
 def test_mistaken_controls_are_named(controls, message):
@@ -360,7 +364,7 @@ def test_a_network_that_goes_beyond_a_gaussian_says_v_beyond_its_v(form):
     x, t = noisy()
     torch.testing.assert_close(beyond.predict(x, t).eps, as_v.predict(x, t).eps)  # nothing is known yet
     pictures = 0.3 * torch.randn(64, *x.shape[1:], generator=torch.Generator().manual_seed(0)) - 0.5
-    beyond.prepare(lambda n: pictures[:n])
+    beyond.prepare(lambda n: iter(pictures[:n].split(20)))
     logsnr = beyond.schedule.logsnr(t)
     alpha, _ = (v[:, None, None, None] for v in alpha_sigma(logsnr))
     expected = as_v.predict(x, t).eps + alpha * beyond.gaussian.v(x, logsnr)
@@ -381,8 +385,26 @@ def test_region_guidance_is_a_line_through_two_paintings(form, painter):
     torch.testing.assert_close(at(3.0).masks, at(1.0).masks, rtol=0, atol=0)
 
 
-def test_without_regions_there_is_nothing_to_be_guided_by():
-    method = make(form="kernel", regions=1)
-    x, t = noisy()
-    guided = method.predict(x, t, None, {"region_guidance": 5.0})
-    torch.testing.assert_close(guided.eps, method.predict(x, t).eps, atol=1e-5, rtol=1e-5)
+def test_only_a_painter_that_it_was_measured_with_is_guided_unless_asked():
+    assert "region_guidance" not in make(form="kernel", regions=1).controls
+    assert "region_guidance" not in make(form="shared").controls
+    found = {p: make(form="kernel", painter=p).controls["region_guidance"].default for p in ("own", "shared")}
+    assert found == {"own": 5.0, "shared": 1.0}
+
+
+def test_a_region_that_the_picture_does_not_have_is_said(monkeypatch):
+    method, image = make(), torch.zeros(1, 3, 16, 16)
+    nowhere = lambda image, rng, regions, **reading: torch.zeros(len(image), 1, 16, 16)
+    monkeypatch.setattr(method, "regions_of", nowhere)
+    with pytest.raises(ValueError, match="no pixel in regions 2"):
+        method.sample(1, torch.Generator().manual_seed(0), image=image, regions=(2,), num_steps=2)
+
+
+@pytest.mark.parametrize("walks", [1, 3])
+def test_snapshots_are_all_there_and_fall(walks):
+    method, image = make(form="shared"), torch.rand(1, 3, 16, 16) * 2 - 1
+    rng = torch.Generator().manual_seed(0)
+    sample = method.sample(1, rng, image=image, regions=(0, 1), walks=walks, num_steps=20, snapshots=8)
+    times = [t for t, _ in sample.trace]
+    assert len(times) == 8
+    assert times == sorted(times, reverse=True)

@@ -36,7 +36,7 @@ def test_it_is_the_posterior_mean_of_the_covariance_that_was_fitted():
     c, h, w = 3, 6, 8
     pictures = waves(4000)
     fitted = Gaussian((c, h, w))
-    fitted.fit(pictures)
+    fitted.fit(pictures.split(1000))
     # columns of the square root of the covariance: each direction of colour of each wave
     roots = torch.einsum("hwcd,hwd->hwcd", fitted.basis, fitted.power.sqrt())
     placed = torch.zeros(h, w, c, c, h, w)
@@ -66,7 +66,7 @@ def test_it_is_the_posterior_mean_of_the_covariance_that_was_fitted():
 def test_no_other_linear_denoiser_does_better_on_gaussian_pictures():
     pictures = waves(4000)
     fitted = Gaussian((3, 6, 8))
-    fitted.fit(pictures[:2000])
+    fitted.fit([pictures[:2000]])
     x0 = pictures[2000:]
     for level in (-3.0, 0.0, 3.0):
         logsnr = torch.full((len(x0),), level)
@@ -83,7 +83,7 @@ def test_no_other_linear_denoiser_does_better_on_gaussian_pictures():
 
 def test_a_single_picture_is_not_taken_for_all_there_is():
     fitted = Gaussian((1, 4, 4))
-    fitted.fit(torch.full((1, 1, 4, 4), 0.3))
+    fitted.fit([torch.full((1, 1, 4, 4), 0.3)])
     torch.testing.assert_close(fitted.power, torch.full((4, 4, 1), 0.5))
     x_t, logsnr = torch.randn(2, 1, 4, 4), torch.tensor([-20.0, 20.0])
     alpha, sigma = (s.view(-1, 1, 1, 1) for s in alpha_sigma(logsnr))
@@ -92,3 +92,22 @@ def test_a_single_picture_is_not_taken_for_all_there_is():
         x0[0], torch.full((1, 4, 4), 0.3), atol=1e-3, rtol=0
     )  # nothing but noise is seen
     torch.testing.assert_close(x0[1], x_t[1], atol=1e-3, rtol=0)  # the picture is seen
+
+
+def test_batches_make_no_difference_and_the_device_does_not_compute(monkeypatch):
+    """Some devices have no eigh; what is fitted is computed on the CPU in double precision wherever weights live."""
+    seen = []
+    eigh = torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda x: (seen.append((x.device.type, x.dtype)), eigh(x))[1])
+    pictures, found = waves(60), []
+    for batches in ([pictures], pictures.split(7)):
+        found.append(Gaussian((3, 6, 8)))
+        found[-1].fit(batches)
+    assert set(seen) == {("cpu", torch.float64)}
+    torch.testing.assert_close(found[0].power, found[1].power)
+    torch.testing.assert_close(found[0].mean, pictures.mean(0), atol=1e-5, rtol=0)
+
+
+def test_pictures_of_another_size_are_named():
+    with pytest.raises(ValueError, match=r"\(3, 6, 9\); the Gaussian is one of \(3, 6, 8\)"):
+        Gaussian((3, 6, 8)).v(torch.zeros(1, 3, 6, 9), torch.zeros(1))

@@ -63,8 +63,8 @@ class TwoPlayers(Method):
         return (TwoPlayersStage(self),)
 
     def prepare(self, pictures):
-        self.prepared.append(len(pictures(100)))
-        self.mean.copy_(pictures(5).mean(0))
+        self.prepared.append(sum(len(part) for part in pictures(100)))
+        self.mean.copy_(torch.cat(list(pictures(5))).mean(0))
 
 
 class TwoPlayersStage:

@@ -386,7 +386,7 @@ class Edit:
         if chosen.get("regions"):
             from pellucid.train.preview import save_png
 
-            for i, picture in enumerate(model.paste(self.image, sample, chosen["regions"], seed=self.seed)):
+            for i, picture in enumerate(model.paste(self.image, sample, seed=self.seed, **chosen)):
                 first = free(self.out / f"{self.image.stem}-edited-{i:04d}.png")
                 save_png(first, picture, about | {"number": i})
             say(f"the same on the photograph's centre square at its own size: {first} and before")
@@ -670,7 +670,8 @@ def list_controls(model: Model) -> None:
         )
         choices = f" one of {', '.join(control.choices)}" if control.choices else ""
         default = "" if control.default is None else f" (default {control.default})"
-        say(f"{name:16} {control.kind}{span}{choices}{default}: {control.help}")
+        needs = f"; needs {control.needs}" if control.needs else ""
+        say(f"{name:16} {control.kind}{span}{choices}{default}: {control.help}{needs}")
 
 
 def write_sample(model: Model, sample: Any, out: Path, about: dict[str, Any], report: Path | None) -> None:

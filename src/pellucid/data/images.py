@@ -91,7 +91,7 @@ def to_unit(pixels: np.ndarray) -> Tensor:
     """(B, H, W, C) uint8 -> (B, C, H, W) float32 in [-1, 1]. 0 -> -1, 255 -> 1."""
     if pixels.dtype != np.uint8 or pixels.ndim != 4:
         raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}: expected uint8 (B, H, W, C)")
-    planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+    planes = torch.from_numpy(np.array(pixels.transpose(0, 3, 1, 2), order="C"))
     return planes.float().div_(127.5).sub_(1)  # exact at both ends
 
 

@@ -50,7 +50,8 @@ def resolve(
             )
     use = {name: _checked(name, c, given.get(name, c.default)) for name, c in usable.items()}
     for name, control in usable.items():
-        idle = use[name] is None or (control.default is not None and use[name] == control.default)
+        unset = _checked(name, control, control.default)
+        idle = use[name] is None or (unset is not None and use[name] == unset)
         if control.needs and not idle:
             _require(name, control.needs, usable, use)
     return use
@@ -113,11 +114,11 @@ class Method(nn.Module):
     def stages(self) -> tuple[Stage, ...]:
         raise NotImplementedError
 
-    def prepare(self, pictures: Callable[[int], Tensor]) -> None:
+    def prepare(self, pictures: Callable[[int], Iterator[Tensor]]) -> None:
         """Called once, before the first step of a run: what is computed from pictures and not trained.
 
-        `pictures(n)` are n of the training pictures (n, C, H, W), spread over the whole set, or all there are.
-        What comes of them belongs into buffers, which checkpoints keep.
+        `pictures(n)` are n of the training pictures, spread over the whole set, or all there are, as they lie there
+        and on the CPU, in batches (b, C, H, W). What comes of them belongs into buffers, which checkpoints keep.
         """
 
     def read(self, x: Tensor, rng: torch.Generator, **controls: Any) -> dict[str, Tensor]:

@@ -6,8 +6,10 @@ blending two pictures and keeping part of one are the same for all of them, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -117,7 +119,7 @@ class DenoisingMethod(Method):
         self.schedule = make_schedule(schedule)
         self.gaussian = Gaussian(image_shape) if predicts == "beyond" else None
 
-    def prepare(self, pictures: Callable[[int], Tensor]) -> None:
+    def prepare(self, pictures: Callable[[int], Iterator[Tensor]]) -> None:
         if self.gaussian is not None:
             self.gaussian.fit(pictures(FITTED_ON))
 
@@ -223,9 +225,18 @@ class DenoisingMethod(Method):
         if use["image"] is not None:
             image = self._given(use["image"], n)
             if use.get("regions"):
+                if use["blend_with"] is not None:
+                    raise ValueError(
+                        "blend_with blends whole pictures and regions changes a part: give one of them"
+                    )
                 reading = {k: use[k] for k, c in self.controls.items() if c.reads and use[k] is not None}
                 change = self.regions_of(image, rng, use["regions"], **reading)
-                denoise = keep_known(denoise, image, 1 - change, self.schedule, rng)
+                if not change.flatten(1).any(1).all():
+                    raise ValueError(
+                        f"the picture has no pixel in regions {', '.join(map(str, use['regions']))}, so that nothing "
+                        f"of it would change; `read` shows which regions it has"
+                    )
+                denoise = keep_known(denoise, image, 1 - change, self.schedule, rng, fresh=use["walks"] > 1)
                 start = use["strength"] or 1.0
             else:
                 start = use["strength"] or 0.25
@@ -245,9 +256,13 @@ class DenoisingMethod(Method):
         if use.get("walks", 1) > 1:
             if sampler not in ("ddim", "ddpm"):
                 raise ValueError(f"walks is {use['walks']}, and {sampler} walks only once; use ddim or ddpm")
-            times = revisit(times, jump=max(1, len(times) // 10), times=use["walks"])
+            times = revisit(times, jump=math.ceil((len(times) - 1) / 10), times=use["walks"])
         trace: list[tuple[float, Sample]] = []
-        moments = {round(i) for i in torch.linspace(0, len(times) - 2, use["snapshots"]).tolist()}
+        # where the way is walked more than once, the last time counts
+        falls = sorted(
+            {now: i for i, (now, then) in enumerate(pairwise(times.tolist())) if then < now}.values()
+        )
+        moments = {falls[round(i)] for i in torch.linspace(0, len(falls) - 1, use["snapshots"]).tolist()}
 
         def on_step(i: int, t: float, x_t: Tensor, x0: Tensor) -> None:
             if i in moments:

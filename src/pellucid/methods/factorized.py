@@ -1,4 +1,7 @@
-"""Factorized diffusion: a denoiser cut in pieces, so that denoising forces it to segment.
+"""Factorized diffusion: a denoiser cut in pieces, one of which divides the picture into regions.
+
+In the thesis denoising alone teaches that piece. In the default form, `kernel`, closed-form densities of the
+picture's own colours do, and what paints under the masks teaches them nothing.
 
 After Xin Yuan's thesis, chapter 2 (eqs. 2.2 to 2.8):
 
@@ -50,9 +53,10 @@ from pellucid.types import Batch, Control, Readout
 OWN_TEACHER = ("hybrid", "kernel")
 """Forms whose masks learn from something else than the decoder that paints under them."""
 REGION_GUIDANCE = 5.0
-"""Where the masks are given to the painter, guide by them: what it says under them, further away from what it says
-of a picture whose pixels are in all regions alike. Classifier-free guidance (Ho and Salimans, 2022) with the model's
-own masks as the condition: no label, and nothing to be trained for it."""
+"""How far beyond its word a painter that is given the masks is followed, where it is one of its own: what it says under
+the masks, further away from what it says when all pixels are in all regions alike. Guidance by a weakened pass of the
+same network, as in autoguidance (Karras et al., 2024) and perturbed-attention guidance (Ahn et al., 2024); there is no
+label in it, and nothing is trained for it. For other painters it has not been measured, and is 1, which is none."""
 Painter = Literal["shared", "concat", "own"]
 Form = Literal["shared", "unshared", "concat", "masked_mid", "code", "hybrid", "kernel"]
 
@@ -394,9 +398,9 @@ class Factorized(DenoisingMethod):
         self.fine = Level(config, config.subregions) if config.subregions else None
         k = config.regions
         self.controls = standard_controls(config.class_names, regions=k)
-        if config.form in OWN_TEACHER:
+        if config.form in OWN_TEACHER and k > 1:
             self.controls["region_guidance"] = Control(
-                kind="float", default=REGION_GUIDANCE, low=0.0, high=20.0,
+                kind="float", default=REGION_GUIDANCE if config.painter == "own" else 1.0, low=0.0, high=20.0,
                 help="how much more pictures follow their own masks than a painter does; 1 is not at all",
             )  # fmt: skip
         if config.form == "kernel":

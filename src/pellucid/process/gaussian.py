@@ -15,6 +15,7 @@ anything has been fitted, the Gaussian's v is 0 and the network says v itself.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +23,31 @@ from torch import Tensor, nn
 from pellucid.process.schedule import alpha_sigma, expand
 
 
-def cosines(n: int, device: torch.device | None = None) -> Tensor:
-    """The orthonormal DCT-II as a matrix (n, n); its transpose is the inverse."""
-    k, i = torch.arange(n, device=device)[:, None], torch.arange(n, device=device)[None]
+def cosines(n: int, like: Tensor | None = None) -> Tensor:
+    """The orthonormal DCT-II as a matrix (n, n), of the type and place of `like`; its transpose is the inverse."""
+    steps = torch.arange(n) if like is None else torch.arange(n, device=like.device, dtype=like.dtype)
+    k, i = steps[:, None], steps[None]
     rows = torch.cos(math.pi * k * (2 * i + 1) / (2 * n)) * math.sqrt(2 / n)
     return torch.cat([rows[:1] / math.sqrt(2), rows[1:]])
 
 
+def _waves(x: Tensor) -> Tensor:
+    """(..., H, W) -> its cosine transform over H and W."""
+    h, w = x.shape[-2:]
+    return cosines(h, x) @ x @ cosines(w, x).T
+
+
+def _pictures(waves: Tensor) -> Tensor:
+    """The inverse of `_waves`."""
+    h, w = waves.shape[-2:]
+    return cosines(h, waves).T @ waves @ cosines(w, waves)
+
+
 class Gaussian(nn.Module):
-    """Mean and covariance of pictures; nothing here is trained, everything is kept with the weights."""
+    """Mean and covariance of pictures; nothing here is trained, everything is kept with the weights.
+
+    A starting point, not an estimate to rely on: what it gets wrong the network says beyond it.
+    """
 
     mean: Tensor
     basis: Tensor
@@ -46,33 +63,39 @@ class Gaussian(nn.Module):
         self.register_buffer("power", torch.ones(h, w, c))
 
     @torch.no_grad()
-    def fit(self, pictures: Tensor) -> None:
-        """Take mean and covariance of pictures (N, C, H, W), and of one of white noise beside them.
+    def fit(self, pictures: Iterable[Tensor]) -> None:
+        """Take mean and covariance of batches (n, C, H, W) of pictures, and of one of white noise beside them.
 
-        So few pictures are not taken for all there is, and a colour that never varies in them still may.
+        So few pictures are not taken for all there is, and a colour that never varies in them still may. Computed
+        on the CPU in double precision, so that it is the same for every device.
         """
-        pictures = pictures.to(self.mean.device, torch.float32)
-        self.mean.copy_(pictures.mean(0))
-        waves = self._waves(pictures - self.mean)
-        power, basis = torch.linalg.eigh(torch.einsum("nchw,ndhw->hwcd", waves, waves))
-        self.power.copy_((power.clamp(min=0) + 1) / (len(pictures) + 1))
+        total = torch.zeros(self.mean.shape, dtype=torch.float64)
+        square = torch.zeros(self.basis.shape, dtype=torch.float64)
+        count = 0
+        for part in pictures:
+            waves = _waves(part.to("cpu", torch.float64))
+            total += waves.sum(0)
+            square += torch.einsum("nchw,ndhw->hwcd", waves, waves)
+            count += len(part)
+        mean = total / count
+        power, basis = torch.linalg.eigh(square - count * torch.einsum("chw,dhw->hwcd", mean, mean))
+        self.mean.copy_(_pictures(mean))
+        self.power.copy_((power.clamp(min=0) + 1) / (count + 1))
         self.basis.copy_(basis)
-
-    def _waves(self, x: Tensor) -> Tensor:
-        h, w = x.shape[-2:]
-        return cosines(h, x.device) @ x @ cosines(w, x.device).T
 
     def v(self, x_t: Tensor, logsnr: Tensor) -> Tensor:
         """alpha eps - sigma x0 of the posterior mean of this Gaussian: x_t (B, C, H, W), logsnr (B,) -> (B, C, H, W).
 
         sigma alpha (1 - S) / (alpha^2 S + sigma^2) (x_t - alpha mean) - sigma mean
         """
-        h, w = x_t.shape[-2:]
+        if x_t.shape[1:] != self.mean.shape:
+            raise ValueError(
+                f"pictures are {tuple(x_t.shape[1:])}; the Gaussian is one of {tuple(self.mean.shape)}"
+            )
         with torch.autocast(x_t.device.type, enabled=False):
             alpha, sigma = (expand(s.float(), x_t) for s in alpha_sigma(logsnr))
-            waves = torch.einsum("hwcd,nchw->ndhw", self.basis, self._waves(x_t.float() - alpha * self.mean))
+            waves = torch.einsum("hwcd,nchw->ndhw", self.basis, _waves(x_t.float() - alpha * self.mean))
             power = self.power.permute(2, 0, 1)
             waves = waves * (1 - power) / (alpha.square() * power + sigma.square())
             waves = torch.einsum("hwcd,ndhw->nchw", self.basis, waves)
-            back = cosines(h, x_t.device).T @ waves @ cosines(w, x_t.device)
-            return sigma * alpha * back - sigma * self.mean
+            return sigma * alpha * _pictures(waves) - sigma * self.mean

@@ -29,7 +29,13 @@ def guided(conditional: Denoise, unconditional: Denoise, scale: float) -> Denois
 
 
 def keep_known(
-    denoise: Denoise, known: Tensor, keep: Tensor, schedule: Schedule, rng: torch.Generator
+    denoise: Denoise,
+    known: Tensor,
+    keep: Tensor,
+    schedule: Schedule,
+    rng: torch.Generator,
+    *,
+    fresh: bool = False,
 ) -> Denoise:
     """Regenerate one part of a picture and keep the rest.
 
@@ -37,13 +43,20 @@ def keep_known(
     level (Lugmayr et al., "RePaint", 2022), and after it, the kept part of x0_hat by the picture
     itself; so the kept part of the result is the picture, exactly.
 
+    Its noise is drawn once, so that what is kept walks one way to its end as DDIM does; `fresh` draws it at each
+    look, as RePaint does, for walks that go back up.
+
     known  (B, *S) clean; keep  (B, 1, H, W) or (B, *S) in [0, 1], 1 where the picture stays.
     """
-    noise = torch.randn(known.shape, generator=rng, dtype=known.dtype, device=rng.device).to(known.device)
+
+    def drawn() -> Tensor:
+        return torch.randn(known.shape, generator=rng, dtype=known.dtype, device=rng.device).to(known.device)
+
+    once = drawn()
 
     def constrained(x: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = (expand(v, x) for v in alpha_sigma(schedule.logsnr(t)))
-        x = torch.lerp(x, alpha * known + sigma * noise, keep)
+        x = torch.lerp(x, alpha * known + sigma * (drawn() if fresh else once), keep)
         return torch.lerp(denoise(x, t), known, keep)
 
     return constrained

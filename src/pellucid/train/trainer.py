@@ -523,10 +523,11 @@ class _Run:
 
     # ---- the run -----------------------------------------------------------------------------
 
-    def some_pictures(self, n: int) -> Tensor:
+    def some_pictures(self, n: int) -> Iterator[Tensor]:
         """n pictures spread over the data set, or all of them; the same on every rank and in every run."""
         spread = np.unique(np.linspace(0, len(self.dataset) - 1, n).round().astype(int))
-        return self.dataset.batch(spread).x0
+        for start in range(0, len(spread), 32):
+            yield self.dataset.batch(spread[start : start + 32]).x0
 
     def go(self, wanted: threading.Event, stop_after: int | None) -> TrainResult:
         config = self.config
