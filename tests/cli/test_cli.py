@@ -230,8 +230,9 @@ def test_reading_a_broken_picture_says_which(tiny_run, tmp_path, capsys):
 
 
 def test_editing_repaints_a_region(tiny_run, photo, tmp_path):
-    run("edit", tiny_run, photo, "-n", 2, "--set", "regions=1", "num_steps=2", "--out", tmp_path / "out")
+    run("edit", tiny_run, photo, "-n", 2, "--set", "regions=0,1", "num_steps=2", "--out", tmp_path / "out")
     assert (tmp_path / "out" / "sample-0001.png").exists()
+    assert (tmp_path / "out" / "photo-edited-0001.png").exists()
 
 
 def test_editing_needs_a_model_that_edits(tmp_path, photo, capsys, trained_run):
