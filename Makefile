@@ -23,7 +23,7 @@ $(VENV)/.docs: $(VENV)/.made
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@
 
-# a network this small is trained faster by one thread than by several that wait for each other (35 pictures/s against 25
+# a network this small is trained faster by one thread than by several that wait for each other (30 pictures/s against 25
 # on two cores); OMP_NUM_THREADS=N make demo decides otherwise
 demo: $(VENV)/.made
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pellucid demo --data "$(DATA)"

@@ -129,10 +129,9 @@ class DenoisingMethod(Method):
         Words of several regions, (B, K, C, H, W), are each taken for a whole.
         """
         logsnr = self.schedule.logsnr(t)
-        if self.gaussian is None:
-            return to_eps(said, _spread(x_t, said), logsnr, "eps" if self.predicts == "eps" else "v")
-        v = said + _spread(self.gaussian.v(x_t, logsnr), said)
-        return to_eps(v, _spread(x_t, said), logsnr, "v")
+        if self.gaussian is not None:
+            said = said + _spread(self.gaussian.v(x_t, logsnr), said)
+        return to_eps(said, _spread(x_t, said), logsnr, "eps" if self.predicts == "eps" else "v")
 
     def predict(
         self, x: Tensor, t: Tensor, label: Tensor | None = None, use: Mapping[str, Any] = NOTHING

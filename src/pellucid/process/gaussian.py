@@ -23,24 +23,12 @@ from torch import Tensor, nn
 from pellucid.process.schedule import alpha_sigma, expand
 
 
-def cosines(n: int, like: Tensor | None = None) -> Tensor:
-    """The orthonormal DCT-II as a matrix (n, n), of the type and place of `like`; its transpose is the inverse."""
-    steps = torch.arange(n) if like is None else torch.arange(n, device=like.device, dtype=like.dtype)
+def cosines(n: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The orthonormal DCT-II as a matrix (n, n); its transpose is the inverse."""
+    steps = torch.arange(n, dtype=dtype)
     k, i = steps[:, None], steps[None]
     rows = torch.cos(math.pi * k * (2 * i + 1) / (2 * n)) * math.sqrt(2 / n)
     return torch.cat([rows[:1] / math.sqrt(2), rows[1:]])
-
-
-def _waves(x: Tensor) -> Tensor:
-    """(..., H, W) -> its cosine transform over H and W."""
-    h, w = x.shape[-2:]
-    return cosines(h, x) @ x @ cosines(w, x).T
-
-
-def _pictures(waves: Tensor) -> Tensor:
-    """The inverse of `_waves`."""
-    h, w = waves.shape[-2:]
-    return cosines(h, waves).T @ waves @ cosines(w, waves)
 
 
 class Gaussian(nn.Module):
@@ -52,6 +40,8 @@ class Gaussian(nn.Module):
     mean: Tensor
     basis: Tensor
     power: Tensor
+    down: Tensor
+    across: Tensor
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -61,6 +51,8 @@ class Gaussian(nn.Module):
             "basis", torch.eye(c).expand(h, w, c, c).clone()
         )  # columns are directions of colour
         self.register_buffer("power", torch.ones(h, w, c))
+        self.register_buffer("down", cosines(h), persistent=False)
+        self.register_buffer("across", cosines(w), persistent=False)
 
     @torch.no_grad()
     def fit(self, pictures: Iterable[Tensor]) -> None:
@@ -69,17 +61,19 @@ class Gaussian(nn.Module):
         So few pictures are not taken for all there is, and a colour that never varies in them still may. Computed
         on the CPU in double precision, so that it is the same for every device.
         """
+        _, h, w = self.mean.shape
+        down, across = cosines(h, torch.float64), cosines(w, torch.float64)
         total = torch.zeros(self.mean.shape, dtype=torch.float64)
         square = torch.zeros(self.basis.shape, dtype=torch.float64)
         count = 0
         for part in pictures:
-            waves = _waves(part.to("cpu", torch.float64))
+            waves = down @ part.to("cpu", torch.float64) @ across.T
             total += waves.sum(0)
             square += torch.einsum("nchw,ndhw->hwcd", waves, waves)
             count += len(part)
         mean = total / count
         power, basis = torch.linalg.eigh(square - count * torch.einsum("chw,dhw->hwcd", mean, mean))
-        self.mean.copy_(_pictures(mean))
+        self.mean.copy_(down.T @ mean @ across)
         self.power.copy_((power.clamp(min=0) + 1) / (count + 1))
         self.basis.copy_(basis)
 
@@ -94,8 +88,9 @@ class Gaussian(nn.Module):
             )
         with torch.autocast(x_t.device.type, enabled=False):
             alpha, sigma = (expand(s.float(), x_t) for s in alpha_sigma(logsnr))
-            waves = torch.einsum("hwcd,nchw->ndhw", self.basis, _waves(x_t.float() - alpha * self.mean))
+            waves = self.down @ (x_t.float() - alpha * self.mean) @ self.across.T
+            waves = torch.einsum("hwcd,nchw->ndhw", self.basis, waves)
             power = self.power.permute(2, 0, 1)
             waves = waves * (1 - power) / (alpha.square() * power + sigma.square())
             waves = torch.einsum("hwcd,ndhw->nchw", self.basis, waves)
-            return sigma * alpha * _pictures(waves) - sigma * self.mean
+            return sigma * alpha * (self.down.T @ waves @ self.across) - sigma * self.mean

@@ -304,11 +304,12 @@ def _claim(run: Path, recipe: Mapping[str, Any], steps: int, resume: bool) -> No
                     f"{run} holds a run with other settings ({', '.join(differing[:6])}); continue it with its own "
                     f"settings, or name another folder with --out"
                 )
-        known: dict[str, Any] = {"made_by": provenance()}
+        ours = provenance()
+        known: dict[str, Any] = {"made_by": ours}
         if path.exists():  # what began the run is kept beside what continues it
             known = {k: v for k, v in json.loads(path.read_text()).items() if k != "recipe"}
-            if known.get("made_by") != provenance():
-                known["continued_by"] = provenance()
+            if known.get("made_by") != ours:
+                known["continued_by"] = ours
         part = path.with_suffix(".part")
         part.write_text(json.dumps({"recipe": recipe, **known}, indent=1) + "\n")
         os.replace(part, path)
