@@ -25,7 +25,8 @@ def test_a_table_has_every_row_and_writes_what_it_prints(name, tmp_path):
     assert all(set(cells) & keys for cells in report.rows.values())
     written = json.loads((tmp_path / f"{name}.json").read_text())
     assert len(written["rows"]) == len(report.rows)
-    assert written["conditions"]["seeds"] == [0]
+    first = 100 if name == "factorized-guidance" else 0  # what is chosen there is reported on other seeds
+    assert written["conditions"]["seeds"] == [first]
     assert (tmp_path / f"{name}.txt").read_text().strip() == "\n".join(report.lines()).strip()
     for picture in report.pictures:
         assert Image.open(tmp_path / picture).width > 32

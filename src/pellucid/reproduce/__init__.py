@@ -64,6 +64,9 @@ TABLES: dict[str, Table] = {
     "factorized-generate": Table(
         module="generate", about="images and masks against the DDPM", data=("emoji", "scenes")
     ),
+    "factorized-guidance": Table(
+        module="guidance", about="how far to guide by regions, on seeds of its own", data=("emoji", "scenes")
+    ),
     "factorized-ablation": Table(module="ablation", about="how masks meet the decoder", data=("emoji",)),
     "factorized-codes": Table(module="codes", about="what a region code's painter may know", data=("emoji",)),
     "factorized-hierarchy": Table(module="hierarchy", about="two levels of regions", data=("scenes",)),

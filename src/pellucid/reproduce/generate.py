@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pellucid.data.images import Dataset
 from pellucid.methods.base import Method
 from pellucid.methods.baselines.ddpm import DDPM
 from pellucid.methods.factorized import REGION_GUIDANCE
@@ -70,6 +73,52 @@ def extractor(report: Report, *, small: bool) -> Extractor:
         return Pixels()
 
 
+@dataclass(frozen=True, kw_only=True)
+class RealPictures:
+    """What generated pictures of one data set are held against."""
+
+    see: Extractor
+    features: Tensor
+    """Of training pictures, twice as many as are generated: one half for the floor of the distance."""
+    val: Dataset
+    truth: Tensor
+    """Validation pictures and, (N, H, W), their objects; they say which regions are foreground."""
+
+    @classmethod
+    def of(cls, setting: Setting, spec: str, see: Extractor) -> RealPictures:
+        val = data_for(setting, spec, "val", limit=LIMITS[setting.scale][0])
+        train = images_of(data_for(setting, spec, "train"), 2 * COUNTS[setting.scale])
+        return cls(see=see, features=features(see, train), val=val, truth=truth_of(val, len(val)))
+
+    def figures(self, images: Tensor, masks: Tensor, of_val: Tensor, judge: Method) -> dict[str, float]:
+        """Distances from the real, and the share of pixels on which masks agree with a supervised segmenter.
+
+        `of_val` are the masks that the method finds in `val`.
+        """
+        distances = compare(self.features[: len(images)], features(self.see, images), self.see).summary()
+        figures = {k: v for k, v in distances.items() if isinstance(v, float) and math.isfinite(v)}
+        chosen = choose_assignment(of_val, self.truth)
+        found = torch.isin(masks.argmax(1), torch.tensor(sorted(chosen.regions)))
+        judged = read(judge, images, torch.Generator())["masks"].argmax(1) == 1
+        return figures | {"mask_accuracy": (found == judged).float().mean().item()}
+
+
+def distance_columns(see: Extractor) -> tuple[Column, ...]:
+    return (
+        Column(f"fd_{see.name}", f"fd_{see.name}", "lower"),
+        Column(f"kid_{see.name}", f"kid_{see.name}", "lower"),
+        Column(f"recall_{see.name}", "recall"),
+        Column("mask_accuracy", "mask accuracy"),
+    )
+
+
+def picture(path: Path, images: Tensor, masks: Tensor, about: dict[str, Any]) -> str:
+    """Two rows of twelve images, the same with their masks below; returns the file's name."""
+    show = torch.cat([images[:24], overlay(images[:24], masks[:24].argmax(1))])
+    save_png(path, grid(show, columns=12), about)
+    return path.name
+
+
 def run(setting: Setting) -> Report:
     report = Report(
         name="factorized-generate",
@@ -79,19 +128,11 @@ def run(setting: Setting) -> Report:
     )
     see = extractor(report, small=setting.scale == "tiny")
     fd, kid = f"fd_{see.name}", f"kid_{see.name}"
-    report.columns = (
-        Column(fd, fd, "lower"),
-        Column(kid, kid, "lower"),
-        Column(f"recall_{see.name}", "recall"),
-        Column("mask_accuracy", "mask accuracy"),
-    )
+    report.columns = distance_columns(see)
     n = COUNTS[setting.scale]
-    n_val, _ = LIMITS[setting.scale]
     for spec in setting.data:
-        val = data_for(setting, spec, "val")
-        xv, yv = images_of(val, n_val), truth_of(val, n_val)
-        real = features(see, images_of(data_for(setting, spec, "train"), 2 * n))
-        floor = real_floor(real, see, torch.Generator().manual_seed(0), n=n).summary()
+        real = RealPictures.of(setting, spec, see)
+        floor = real_floor(real.features, see, torch.Generator().manual_seed(0), n=n).summary()
         report.notes.append(
             f"{spec}: real against real scores {fd} {floor[fd]:.1f}, {kid} {floor[kid]:.5f} at {n} a side"
         )
@@ -100,27 +141,18 @@ def run(setting: Setting) -> Report:
             for row, (name, controls) in ROWS.items():
                 method, _ = trained(setting, name, spec, seed)
                 images, masks = generate(method, n, seed, **controls)
-                figures = {
-                    k: v
-                    for k, v in compare(real[:n], features(see, images), see).summary().items()
-                    if isinstance(v, float) and math.isfinite(v)
-                }
                 if masks is None:
                     assert isinstance(method, DDPM)
-                    pool = ddpm_masks(method, torch.cat([xv, images]), 3, seed, scope="dataset")
-                    chosen, masks = choose_assignment(pool[: len(xv)], yv), pool[len(xv) :]
+                    both = torch.cat([images_of(real.val, len(real.val)), images])
+                    pool = ddpm_masks(method, both, 3, seed, scope="dataset")
+                    of_val, masks = pool[: len(real.val)], pool[len(real.val) :]
                 else:
-                    chosen = choose_assignment(read_masks(method, val, n_val), yv)
-                found = torch.isin(masks.argmax(1), torch.tensor(sorted(chosen.regions)))
-                judged = read(judge, images, torch.Generator())["masks"].argmax(1) == 1
-                figures["mask_accuracy"] = (found == judged).float().mean().item()
-                report.add(spec, row, figures)
+                    of_val = read_masks(method, real.val, len(real.val))
+                report.add(spec, row, real.figures(images, masks, of_val, judge))
                 if seed == setting.seeds[0]:
                     unguided = "-unguided" if controls else ""
                     path = setting.out / f"factorized-generate-{file_name(spec)}-{name}{unguided}.png"
-                    show = torch.cat([images[:24], overlay(images[:24], masks[:24].argmax(1))])
-                    save_png(path, grid(show, columns=12), {"recipe": name, "seed": seed})
-                    report.pictures.append(path.name)
+                    report.pictures.append(picture(path, images, masks, {"recipe": name, "seed": seed}))
         for row in list(ROWS)[:2]:
             ratios = {k: report.mean(spec, row, k) / report.mean(spec, "DDPM", k) for k in (fd, kid)}
             report.notes.append(
