@@ -63,9 +63,8 @@ def _cutout_files(kind: Kind) -> list[tuple[str, Path]]:
 def _load_cutout(path: Path, size: int) -> np.ndarray | None:
     """A cut-out trimmed to its alpha, longest side `size`, premultiplied, in a (size, size, 4) uint8 square."""
     try:
-        with Image.open(path, formats=("PNG",)) as image:
-            rgba = np.asarray(image.convert("RGBA"), np.float32)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        rgba = np.asarray(decode(path, background=None), np.float32)
+    except BadImage:
         return None
     solid = rgba[..., 3] >= 128
     if solid.mean() < 0.05 or (solid.mean() > 0.97):
