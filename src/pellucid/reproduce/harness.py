@@ -80,7 +80,7 @@ class Report:
             for (d, row), cells in self.rows.items():
                 if d != data:
                     continue
-                printed = [_cell(cells.get(c.key, [])) for c in self.columns]
+                printed = [cell(cells.get(c.key, [])) for c in self.columns]
                 theirs = ", ".join(f"{k} {v}" for k, v in self.paper.get(row, {}).items())
                 table.append([row, *printed, theirs])
             widths = [max(len(r[i]) for r in table) for i in range(len(table[0]))]
@@ -122,7 +122,8 @@ class Report:
         return same_data and there.get("conditions") == json.loads(json.dumps(self.conditions))
 
 
-def _cell(values: Sequence[float]) -> str:
+def cell(values: Sequence[float]) -> str:
+    """Figures over seeds as one cell of a table: their mean and, of several, their standard deviation."""
     if not values:
         return ""
     mean = statistics.fmean(values)

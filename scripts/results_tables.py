@@ -1,0 +1,101 @@
+"""Write the tables of docs/results.md from the JSON files in docs/results.
+
+    python scripts/results_tables.py            # writes them
+    python scripts/results_tables.py --check    # exits 1 and names the tables that are not those of the files
+
+A table stands between two comments, `<!-- table NAME-DATA -->` and `<!-- end -->`; its figures are those of
+docs/results/NAME-DATA.json, which is what `pellucid reproduce NAME --data DATA` wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from pellucid.reproduce.harness import cell
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+DISTANCES = {
+    "fd_efflite0": "FD",
+    "kid_efflite0": "KID",
+    "recall_efflite0": "recall",
+    "mask_accuracy": "mask accuracy",
+}
+SCORES = {
+    "dataset_iou": "IoU, one assignment",
+    "oracle_iou": "IoU, oracle",
+    "smallest_region": "smallest region",
+}
+COLUMNS = {
+    "factorized-segment": {
+        "dataset_iou": "IoU, one assignment",
+        "dataset_dice": "Dice",
+        "dataset_accuracy": "accuracy",
+        "oracle_iou": "IoU, oracle",
+        "smallest_region": "smallest region",
+    },
+    "factorized-generate": DISTANCES,
+    "factorized-guidance": DISTANCES,
+    "factorized-ablation": SCORES | {"fd_efflite0": "FD"},
+    "factorized-codes": SCORES,
+    "factorized-hierarchy": {
+        "coarse_iou": "IoU, first level",
+        "fine_ari": "ARI, finest",
+        "fine_oracle_iou": "IoU, finest, oracle",
+        "smallest_region": "smallest fine region",
+    },
+}
+BLOCK = re.compile(r"<!-- table (\S+) -->\s*(.*?)\s*<!-- end -->", re.DOTALL)
+
+
+def table(report: dict[str, Any]) -> str:
+    """A report's rows in Markdown: mean ± standard deviation over seeds; the default's name is bold."""
+    columns = COLUMNS[report["name"]]
+    lines = []
+    for data in dict.fromkeys(row["data"] for row in report["rows"]):
+        lines += [f"| on {data} | " + " | ".join(columns.values()) + " |", "|---|" + "---|" * len(columns)]
+        for row in report["rows"]:
+            if row["data"] == data:
+                name = row["row"].strip()
+                name = f"**{name}**" if "default" in name else name
+                lines.append(
+                    f"| {name} | " + " | ".join(cell(row["figures"].get(k, [])) for k in columns) + " |"
+                )
+    return "\n".join(lines)
+
+
+def filled(page: str) -> tuple[str, list[str]]:
+    """-> the page with every table as its file has it, and the names of those that were otherwise."""
+    other = []
+
+    def block(found: re.Match[str]) -> str:
+        name = found[1]
+        rows = table(json.loads((RESULTS / f"{name}.json").read_text()))
+        if rows != found[2]:
+            other.append(name)
+        return f"<!-- table {name} -->\n\n{rows}\n\n<!-- end -->"
+
+    return BLOCK.sub(block, page), other
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="change nothing; say which tables differ")
+    check = parser.parse_args().check
+    path = RESULTS.with_suffix(".md")
+    page, other = filled(path.read_text())
+    if other:
+        print(f"{path}: {', '.join(other)} {'differ from' if check else 'written anew from'} {RESULTS}")
+    if not check:
+        path.write_text(page)
+    return int(check and bool(other))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
