@@ -55,6 +55,27 @@ def test_a_run_is_used_again_by_its_own_settings_alone(tmp_path):
     assert len(list((tmp_path / "runs").iterdir())) == 2 * len(folders)
 
 
+def test_networks_trained_side_by_side_are_those_trained_one_by_one(tmp_path):
+    one, said = make("factorized-guidance", tmp_path / "one")
+    two, said_by_two = make("factorized-guidance", tmp_path / "two", jobs=2)
+    assert "training 2 networks, 2 at a time" in said_by_two
+    assert sorted(line for line in said_by_two if " seed " in line)[0].startswith(
+        "  factorized on scenes, seed 100"
+    )
+    assert not any("at a time" in line for line in said)
+    for row, cells in one.rows.items():
+        for key, values in cells.items():
+            assert two.rows[row][key] == pytest.approx(values, rel=1e-3)
+    with pytest.raises(ValueError, match="jobs is 0"):
+        make("factorized-guidance", tmp_path, jobs=0)
+
+
+def test_a_network_that_fails_beside_others_says_why(tmp_path):
+    (tmp_path / "runs").write_text("not a folder")
+    with pytest.raises(ValueError, match="runs"):
+        make("factorized-guidance", tmp_path, jobs=2)
+
+
 def test_a_run_that_was_stopped_is_no_result(tmp_path, monkeypatch):
     from pellucid.reproduce import harness
     from pellucid.train.trainer import TrainResult

@@ -468,6 +468,8 @@ class Reproduce:
     """Pixels of a side, where not the scale's."""
     steps: int | None = None
     """Optimiser steps of every method, where not the recipes'."""
+    jobs: int | None = None
+    """Networks trained side by side, each on its share of the cores; on a CPU one a core (8 at most), else 1."""
     out: Path | None = None
     """Folder for the table, its pictures, and the runs, which later tables use again; reproduced/SCALE."""
     json: Path | None = None
@@ -489,6 +491,7 @@ class Reproduce:
             data=self.data,
             size=self.size,
             steps=self.steps,
+            jobs=self.jobs,
             say=say,
         )
         for line in report.lines():

@@ -14,6 +14,7 @@ from pellucid.reproduce.harness import (
     data_for,
     images_of,
     read_masks,
+    train_all,
     trained,
     truth_of,
 )
@@ -51,6 +52,7 @@ def run(setting: Setting) -> Report:
     )
     n_val, n_test = LIMITS[setting.scale]
     n = COUNTS[setting.scale]
+    train_all(setting, [(name, {}) for name in FORMS.values()])
     for spec in setting.data:
         val, test = (data_for(setting, spec, split) for split in ("val", "test"))
         yv, yt = truth_of(val, n_val), truth_of(test, n_test)

@@ -12,6 +12,7 @@ from pellucid.reproduce.harness import (
     both_protocols,
     data_for,
     read_masks,
+    train_all,
     trained,
     truth_of,
 )
@@ -42,6 +43,7 @@ def run(setting: Setting) -> Report:
         ),
     )
     n_val, n_test = LIMITS[setting.scale]
+    train_all(setting, [("factorized-code", changed) for changed in ROWS.values()])
     for spec in setting.data:
         val, test = (data_for(setting, spec, split) for split in ("val", "test"))
         yv, yt = truth_of(val, n_val), truth_of(test, n_test)

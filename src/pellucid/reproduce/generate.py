@@ -25,6 +25,7 @@ from pellucid.reproduce.harness import (
     images_of,
     read,
     read_masks,
+    train_all,
     trained,
     truth_of,
 )
@@ -130,6 +131,9 @@ def run(setting: Setting) -> Report:
     fd, kid = f"fd_{see.name}", f"kid_{see.name}"
     report.columns = distance_columns(see)
     n = COUNTS[setting.scale]
+    train_all(
+        setting, [(name, {}) for name in ("segmenter", *dict.fromkeys(name for name, _ in ROWS.values()))]
+    )
     for spec in setting.data:
         real = RealPictures.of(setting, spec, see)
         floor = real_floor(real.features, see, torch.Generator().manual_seed(0), n=n).summary()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from pellucid.methods.factorized import REGION_GUIDANCE
 from pellucid.reproduce.generate import (
@@ -13,7 +14,7 @@ from pellucid.reproduce.generate import (
     generate,
     picture,
 )
-from pellucid.reproduce.harness import Report, Setting, file_name, read_masks, trained
+from pellucid.reproduce.harness import Report, Setting, file_name, read_masks, train_all, trained
 
 GUIDANCE = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0)
 """None, and what may become the default, REGION_GUIDANCE."""
@@ -34,10 +35,11 @@ def run(setting: Setting) -> Report:
     see = extractor(report, small=setting.scale == "tiny")
     report.columns = distance_columns(see)
     fd, n = f"fd_{see.name}", COUNTS[setting.scale]
-    seeds = [FIRST_SEED + seed for seed in setting.seeds]
+    setting = replace(setting, seeds=tuple(FIRST_SEED + seed for seed in setting.seeds))
+    train_all(setting, [("segmenter", {}), ("factorized", {})])
     for spec in setting.data:
         real = RealPictures.of(setting, spec, see)
-        for seed in seeds:
+        for seed in setting.seeds:
             judge, _ = trained(setting, "segmenter", spec, seed)
             method, _ = trained(setting, "factorized", spec, seed)
             of_val = read_masks(method, real.val, len(real.val))
@@ -45,7 +47,7 @@ def run(setting: Setting) -> Report:
                 images, masks = generate(method, n, seed, region_guidance=guidance)
                 assert masks is not None
                 report.add(spec, row(guidance), real.figures(images, masks, of_val, judge))
-                if seed == seeds[0]:
+                if seed == setting.seeds[0]:
                     path = setting.out / f"factorized-guidance-{file_name(spec)}-{guidance:g}.png"
                     report.pictures.append(picture(path, images, masks, {"region_guidance": guidance}))
 
@@ -58,7 +60,12 @@ def run(setting: Setting) -> Report:
         f"least {fd} relative to no guidance, geometric mean over {', '.join(setting.data)}: {best:g} "
         f"({relative(best):.3f}); the default is {REGION_GUIDANCE:g} ({relative(REGION_GUIDANCE):.3f})"
     )
-    report.conditions |= {"scale": setting.scale, "seeds": seeds, "images": n, "sampler": "ddim, 25 steps"}
+    report.conditions |= {
+        "scale": setting.scale,
+        "seeds": list(setting.seeds),
+        "images": n,
+        "sampler": "ddim, 25 steps",
+    }
     return report
 
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context, parent_process
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,8 +27,8 @@ from pellucid.data.images import Dataset
 from pellucid.methods.base import Method
 from pellucid.metrics.segmentation import choose_assignment, oracle_assignment, score, smallest_share
 from pellucid.recipes import DataSpec, Recipe, Scale, build, recipe, recipe_to_json
-from pellucid.train.checkpoint import load_weights
-from pellucid.train.trainer import train
+from pellucid.train.checkpoint import load_weights, steps_of
+from pellucid.train.trainer import device_of, provenance, train
 
 Say = Callable[[str], None]
 
@@ -38,6 +45,8 @@ class Setting:
     size: int = 32
     steps: int | None = None
     """Overrides the recipe's number of steps, for all methods alike."""
+    jobs: int = 1
+    """Networks trained side by side."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +109,7 @@ class Report:
             "paper": self.paper,
             "notes": self.notes,
             "pictures": self.pictures,
+            "made_by": provenance(),
         }
 
     def write(self, out: Path) -> Path:
@@ -136,44 +146,103 @@ def data_for(setting: Setting, spec: str, split: str, limit: int | None = None) 
     return open_data(spec, size=setting.size, split=split, limit=limit)  # type: ignore[arg-type]
 
 
+def train_all(setting: Setting, networks: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+    """Train every (recipe, changed fields) on all data and seeds, `setting.jobs` at a time, for `trained` to find.
+
+    Each job is a process with an equal share of the cores. Where there is one job, or one network is missing at
+    most, nothing is done: `trained` trains here. An interrupt pauses them all; the same command continues.
+    """
+    wanted = [(n, d, s, dict(c)) for s in setting.seeds for d in setting.data for n, c in networks]
+    missing = [w for w in wanted if not _is_trained(setting, *w)]
+    if min(setting.jobs, len(missing)) < 2:
+        return
+    jobs = min(setting.jobs, len(missing))
+    setting.say(f"training {len(missing)} networks, {jobs} at a time")
+    pool = ProcessPoolExecutor(
+        jobs, mp_context=get_context("spawn"), initializer=_job_begins, initargs=(max(1, cores() // jobs),)
+    )
+    quiet = replace(setting, say=_silent)
+    try:
+        for done in as_completed([pool.submit(_job, quiet, *w) for w in missing]):
+            for line in done.result():
+                setting.say(line)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def side_by_side(scale: Scale) -> int:
+    """How many networks are trained at a time unless the user says: small ones waste cores on each other's waiting."""
+    return 1 if scale == "tiny" or device_of("auto").type != "cpu" else min(cores(), 8)
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+def _job_begins(threads: int) -> None:
+    """In a process of `train_all`: its share of the cores, and no longer life than its parent's."""
+    torch.set_num_threads(threads)
+
+    def end_with(parent: BaseProcess) -> None:
+        parent.join()
+        while True:  # who is training saves and pauses at the first, and ends at the next
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+    if parent := parent_process():
+        threading.Thread(target=end_with, args=(parent,), daemon=True).start()
+
+
+def _job(setting: Setting, name: str, spec: str, seed: int, changed: Mapping[str, Any]) -> list[str]:
+    said: list[str] = []
+    trained(replace(setting, say=said.append), name, spec, seed, changed=changed)
+    return said
+
+
+def _is_trained(setting: Setting, name: str, spec: str, seed: int, changed: Mapping[str, Any]) -> bool:
+    """Whether there is a checkpoint of a last step; of the first stage, where there are more."""
+    _, made, run = _planned(setting, name, spec, seed, changed)
+    return any(int(folder.name) >= made.train.steps for folder in steps_of(run))
+
+
+def _planned(
+    setting: Setting, name: str, spec: str, seed: int, changed: Mapping[str, Any]
+) -> tuple[Dataset, Recipe, Path]:
+    """-> (data, recipe, run folder). The folder's key holds all settings and the data: no run is taken for another."""
+    data = data_for(setting, spec, "train")
+    made = recipe(
+        name,
+        setting.scale,
+        DataSpec(spec=spec, size=setting.size, channels=data.shape[0], class_names=data.class_names),
+        seed=seed,
+        **({} if setting.steps is None else {"steps": setting.steps}),
+    )
+    if changed:
+        made = replace(made, config=replace(made.config, **changed))
+    key = fingerprint([made, data.fingerprint])[:10]
+    return data, made, setting.out / "runs" / f"{name}-{file_name(spec)}-{seed}-{key}"
+
+
 def trained(
-    setting: Setting,
-    name: str,
-    spec: str,
-    seed: int,
-    *,
-    changed: Mapping[str, Any] | None = None,
-    **train_options: Any,
+    setting: Setting, name: str, spec: str, seed: int, *, changed: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[Method, Recipe]:
     """The method of a recipe, trained on the train split of `spec`; one already trained alike is used again.
 
     `changed` are fields of its config that are not the recipe's. Returns the method with its averaged (EMA)
     weights, in evaluation mode.
     """
-    data = data_for(setting, spec, "train")
-    if setting.steps is not None:
-        train_options.setdefault("steps", setting.steps)
-    made = recipe(
-        name,
-        setting.scale,
-        DataSpec(spec=spec, size=setting.size, channels=data.shape[0], class_names=data.class_names),
-        seed=seed,
-        **train_options,
-    )
-    if changed:
-        made = replace(made, config=replace(made.config, **changed))
-    # the key holds all settings and the data, so that no run is taken for another
-    key = fingerprint([made, data.fingerprint])[:10]
-    run = setting.out / "runs" / f"{name}-{file_name(spec)}-{seed}-{key}"
+    data, made, run = _planned(setting, name, spec, seed, changed)
     method = build(made)
-    start = time.perf_counter()
     result = train(method, data, made.train, run, meta=recipe_to_json(made))
     if result.state == "paused":  # half-trained weights are no result
         raise ValueError(f"stopped at step {result.step} of {run}; the same command continues there")
-    took = time.perf_counter() - start
-    setting.say(
-        f"  {name} on {spec}, seed {seed}: {made.train.steps} steps, {result.state}; {took:.0f} s now"
-    )
+    if result.images_per_second:
+        setting.say(f"  {name} on {spec}, seed {seed}: {made.train.steps} steps in {result.seconds:.0f} s")
     method.load_state_dict(load_weights(run, ema=True))
     return method.eval(), made
 

@@ -15,6 +15,7 @@ from pellucid.reproduce.harness import (
     data_for,
     file_name,
     read,
+    train_all,
     trained,
     truth_of,
 )
@@ -40,6 +41,7 @@ def run(setting: Setting) -> Report:
         ),
     )
     n_val, n_test = LIMITS[setting.scale]
+    train_all(setting, [(name, {}) for name in ROWS.values()])
     for spec in setting.data:
         val, test = (data_for(setting, spec, split) for split in ("val", "test"))
         yv, yt = truth_of(val, n_val), truth_of(test, n_test)
