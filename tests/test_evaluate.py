@@ -1,13 +1,15 @@
 import json
-from dataclasses import replace
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import pellucid
+from pellucid.data.catalog import open_data
 from pellucid.evaluate import evaluate, evaluate_mapped, record
-from pellucid.model import Model
+from pellucid.recipes import DataSpec, build, recipe, recipe_to_json
+from pellucid.train.trainer import train
 
 
 def labelled(root, classes=("circle", "square"), n=4):
@@ -78,16 +80,28 @@ def test_masks_that_are_all_ground_score_nothing(model, tmp_path):
         evaluate(model, str(folder))
 
 
-def test_pictures_that_were_trained_on_are_not_scored(model, tmp_path):
-    folder = labelled(tmp_path, n=40)
-    recipe = replace(model.recipe, data=replace(model.recipe.data, spec=str(folder)))
-    same = Model(model.method, recipe, "here")
-    result = evaluate(same, str(folder))
-    assert result["pictures_scored"] + result["pictures_to_choose_on"] < 20
-    few = labelled(tmp_path / "few", n=1)
-    recipe = replace(model.recipe, data=replace(model.recipe.data, spec=str(few)))
+def test_pictures_that_were_trained_on_are_not_scored(tmp_path, monkeypatch):
+    folder, few = labelled(tmp_path, n=40), labelled(tmp_path / "few", n=1)
+
+    def trained_on(spec):
+        made = recipe("factorized", "tiny", DataSpec(spec=str(spec), size=16), steps=1)
+        run = tmp_path / f"run-{spec.name}"
+        train(build(made), open_data(str(spec), size=16), made.train, run, meta=recipe_to_json(made))
+        return pellucid.load(run, device="cpu")
+
+    monkeypatch.chdir(tmp_path)
+    same = trained_on(folder.relative_to(tmp_path))
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    monkeypatch.chdir("/")
+    held_out = 80 - len(open_data(str(folder), size=16, split="train"))
+    for spec in (folder, moved):  # from anywhere, by any name
+        result = evaluate(same, str(spec))
+        assert result["pictures_scored"] + result["pictures_to_choose_on"] == held_out
+    result = evaluate(same, str(labelled(tmp_path / "other", n=41)))
+    assert result["pictures_scored"] + result["pictures_to_choose_on"] == 82
     with pytest.raises(ValueError, match="trained on all"):
-        evaluate(Model(model.method, recipe, "here"), str(few))
+        evaluate(trained_on(few), str(few))
 
 
 def test_a_label_map_says_something(model, tmp_path):

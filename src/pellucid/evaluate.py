@@ -19,6 +19,7 @@ from pellucid.methods.baselines import segmenters
 from pellucid.methods.kernels import explain
 from pellucid.metrics.segmentation import choose_assignment, oracle_assignment, score, smallest_share
 from pellucid.model import Model
+from pellucid.train.trainer import place_of
 
 
 def read_all(
@@ -125,11 +126,13 @@ def _splits(spec: str, model: Model) -> tuple[Split, ...]:
     every: tuple[Split, ...] = ("train", "val", "test")
     found = tuple(s for s in every if s in there) or ("train",)
     held_out = tuple(s for s in found if s != "train")
-    trained_on = model.recipe.data.spec
-    same = (
-        trained_on not in BUILT_IN
-        and Path(spec).expanduser().resolve() == Path(trained_on).expanduser().resolve()
-    )
+    seen = model.trained_on
+    same = seen.get("place") is not None and seen["place"] == place_of(spec)
+    if not same and "fingerprint" in seen and "train" in found:  # it may have been moved or copied
+        made = model.recipe.data
+        same = seen["fingerprint"] == open_data(
+            spec, size=made.size, channels=made.channels, split="train", limit=made.limit
+        ).fingerprint  # fmt: skip
     if same and not held_out:
         raise ValueError(f"the model was trained on all of {spec}: score it on pictures that it has not seen")
     return held_out if same else found

@@ -29,7 +29,11 @@ def export(run: str | Path, out: Path, *, which: str = "last") -> Path:
     try:
         weights = {k: v.contiguous() for k, v in model.method.state_dict().items()}
         save_file(weights, work / "model.safetensors", metadata={"format": "pt"})
-        config = {"recipe": recipe_to_json(model.recipe), "made_by": provenance()}
+        config = {
+            "recipe": recipe_to_json(model.recipe),
+            "made_by": provenance(),
+            "data": model.trained_on,
+        }
         (work / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         (work / "README.md").write_text(card(model, Path(run)))
         for file in work.iterdir():

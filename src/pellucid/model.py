@@ -49,8 +49,12 @@ class Reading:
 class Model:
     """A method with its trained weights and everything that its run knows of it."""
 
-    def __init__(self, method: Method, recipe: Recipe, origin: str) -> None:
+    def __init__(
+        self, method: Method, recipe: Recipe, origin: str, trained_on: Mapping[str, Any] | None = None
+    ) -> None:
         self.method, self.recipe, self.origin = method.eval(), recipe, origin
+        self.trained_on = dict(trained_on or {})
+        """`fingerprint` and, for pictures on disk, `place` of what it was trained on."""
 
     @property
     def controls(self) -> Mapping[str, Any]:
@@ -209,6 +213,10 @@ def load(origin: str | Path, *, device: str = "auto", which: str = "last") -> Mo
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no config of pellucid: {error}") from None
     exported = folder / "model.safetensors"
+    if exported.is_file() and which != "last":
+        raise ValueError(
+            f"{folder} is an exported model and holds one set of weights; there is no {which!r} of it"
+        )
     weights = read_safetensors(exported) if exported.is_file() else load_weights(folder, which=which)
     method = build(made)
     try:
@@ -217,7 +225,7 @@ def load(origin: str | Path, *, device: str = "auto", which: str = "last") -> Mo
         raise ValueError(
             f"the weights in {folder} do not fit its config: {str(error).splitlines()[0]}"
         ) from None
-    return Model(method.to(device_of(device)), made, name)
+    return Model(method.to(device_of(device)), made, name, data.get("data"))
 
 
 def _from_hub(name: str) -> Path:

@@ -104,6 +104,12 @@ def fresh() -> TwoPlayers:
     return TwoPlayers()
 
 
+def poisoned(step: int) -> TwoPlayers:
+    method = fresh()
+    method.poison = step
+    return method
+
+
 def go(run: Path, config: TrainConfig = CONFIG, method: Method | None = None, **options):
     meta = {"method": "two", "train": {"steps": config.steps, "lr": config.lr}}
     return train(method or fresh(), Noise(), config, run, meta=meta, **options)
@@ -259,6 +265,40 @@ def test_a_folder_of_another_run_is_not_touched(tmp_path):
     (tmp_path / "other" / "config.json").write_text("hello")
     with pytest.raises(TrainingError, match="no config of a run"):
         go(tmp_path / "other")
+
+
+def test_a_first_attempt_that_failed_does_not_hold_the_folder(tmp_path):
+    with pytest.raises(TrainingError, match=r"no checkpoint yet.*another --out"):
+        go(tmp_path / "run", replace(CONFIG, lr=1e-3), poisoned(0))
+    go(tmp_path / "run")
+    go(tmp_path / "alone")
+    assert_same(tmp_path / "alone", tmp_path / "run")
+
+
+def test_the_best_is_marked_where_a_kill_came_before_its_mark(tmp_path):
+    go(tmp_path / "run", stop_after=4)
+    mark = tmp_path / "run" / "checkpoints" / "best.json"
+    marked = mark.read_text()
+    mark.unlink()
+    at_start = []
+    go(
+        tmp_path / "run",
+        on_event=lambda kind, _: at_start.append(mark.read_text()) if kind == "start" else None,
+    )
+    assert at_start == [marked]
+
+
+def test_the_same_pictures_by_another_name_continue_a_run(tmp_path):
+    def on(pictures, spec):
+        meta = {"data": {"spec": spec}}
+        train(fresh(), pictures, CONFIG, tmp_path / "run", meta=meta, stop_after=2)
+
+    on(Noise(), "pictures")
+    on(Noise(), "./pictures")
+    other = Noise()
+    other.fingerprint = "others"
+    with pytest.raises(TrainingError, match=r"data\.spec"):
+        on(other, "elsewhere")
 
 
 def test_an_unwritable_folder_is_said(tmp_path):

@@ -109,8 +109,16 @@ class FactorizedConfig:
     """A region whose share of a picture falls below this is pulled back up; 0 leaves it alone."""
 
     def __post_init__(self) -> None:
-        if self.regions < 1:
-            raise ValueError(f"regions is {self.regions}; a picture has at least one")
+        if not 1 <= self.regions <= 255 or not 0 <= self.regions * self.subregions <= 255:
+            raise ValueError(
+                f"regions is {self.regions}, subregions {self.subregions}; a picture has at least one region and, at "
+                f"the finest level, 255 at most"
+            )
+        for name in ("read_time", "low_noise_share", "label_dropout", "min_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it lies between 0 and 1")
+        if self.explain_weight < 0:
+            raise ValueError(f"explain_weight is {self.explain_weight}; it is at least 0")
         if self.size % self.unet.stride:
             raise ValueError(
                 f"size is {self.size}; {len(self.unet.multipliers)} stages need a multiple of {self.unet.stride}"

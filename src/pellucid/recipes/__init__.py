@@ -46,6 +46,16 @@ class Recipe:
     data: DataSpec
     train: TrainConfig
 
+    def __post_init__(self) -> None:
+        made_for = {"size": getattr(self.config, "size", None)}
+        made_for["channels"] = getattr(getattr(self.config, "unet", None), "channels", None)
+        for name, own in made_for.items():
+            given = getattr(self.data, name)
+            if own is not None and own != given:
+                raise ValueError(
+                    f"the method's {name} is {own} and its data's {given}: set both, by --{name}"
+                )
+
 
 Maker = Callable[[Scale, DataSpec], tuple[str, Any, TrainConfig]]
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -36,7 +37,7 @@ from torch import Tensor, nn
 from pellucid.data.images import Dataset
 from pellucid.data.order import Loader, Order
 from pellucid.methods.base import Method, Stage
-from pellucid.train.checkpoint import Checkpoint, latest, mark_best, prune, save_checkpoint, steps_of
+from pellucid.train.checkpoint import Checkpoint, best, latest, mark_best, prune, save_checkpoint, steps_of
 from pellucid.train.distributed import World, all_whole, placed, shard, whole, world
 from pellucid.train.ema import EMA
 from pellucid.train.log import Log
@@ -97,6 +98,14 @@ class TrainConfig:
         check_seed(self.seed)
         if self.lr <= 0:
             raise ValueError(f"lr is {self.lr}; it is above 0")
+        for name in ("weight_decay", "warmup", "grad_clip", "sample_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is at least 0")
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay is {self.decay}; it is a share of the steps, 0 to 1")
+        for name, values in (("ema_decay", (self.ema_decay,)), ("betas", self.betas)):
+            if not all(0 <= v < 1 for v in values):
+                raise ValueError(f"{name} is {getattr(self, name)}; at least 0 and below 1")
         if self.parallel == "fsdp" and self.compile:
             raise ValueError(
                 "compile works with parallel 'ddp' only: layers that are gathered break its graphs"
@@ -280,13 +289,29 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def _claim(run: Path, recipe: Mapping[str, Any], steps: int, resume: bool) -> None:
-    """Make the run folder ours: write config.json, or find that the one there is of the same run."""
+def place_of(spec: str) -> str | None:
+    """Stands for where a user's pictures lie, without telling it to whoever is given the model; None if not on disk."""
+    path = Path(spec).expanduser()
+    return hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16] if path.exists() else None
+
+
+def _claim(run: Path, recipe: Mapping[str, Any], data: str, steps: int, resume: bool) -> None:
+    """Make the run folder ours: write config.json, or find that the one there is of the same run.
+
+    `data` is the fingerprint of the pictures. A folder in which nothing has been trained yet is anybody's.
+    """
     path = run / "config.json"
+    seen = {"fingerprint": data, "place": place_of(str(recipe.get("data", {}).get("spec", "")))}
     try:
         run.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            there = json.loads(path.read_text())["recipe"]
+        began = json.loads(path.read_text()) if path.exists() else None
+        if began is not None and "recipe" not in began:
+            raise KeyError("recipe")
+        if began is not None and (run / "model.safetensors").exists():
+            raise TrainingError(f"{run} is an exported model, which cannot be continued; name another --out")
+        if not steps_of(run):
+            began = None
+        if began is not None:
             if not resume:
                 raise TrainingError(
                     f"{run} already holds a run, and --no-resume was asked for; name another folder with --out, "
@@ -298,16 +323,19 @@ def _claim(run: Path, recipe: Mapping[str, Any], steps: int, resume: bool) -> No
                     f"{run} has been trained for {reached} steps, more than the {steps} that were asked for; ask for "
                     f"as many or more, or name another folder with --out"
                 )
-            differing = sorted(_differences(there, dict(recipe)))
+            differing = set(_differences(began["recipe"], dict(recipe)))
+            before = began.get("data", {})
+            if any(v and v == before.get(k) for k, v in seen.items()):
+                differing -= {"data.spec"}  # the same pictures by another name
             if differing:
                 raise TrainingError(
-                    f"{run} holds a run with other settings ({', '.join(differing[:6])}); continue it with its own "
-                    f"settings, or name another folder with --out"
+                    f"{run} holds a run with other settings ({', '.join(sorted(differing)[:6])}); continue it with its "
+                    f"own settings, or name another folder with --out"
                 )
         ours = provenance()
-        known: dict[str, Any] = {"made_by": ours}
-        if path.exists():  # what began the run is kept beside what continues it
-            known = {k: v for k, v in json.loads(path.read_text()).items() if k != "recipe"}
+        known: dict[str, Any] = {"made_by": ours, "data": seen}
+        if began is not None:  # what began the run is kept beside what continues it
+            known = {k: v for k, v in began.items() if k != "recipe"}
             if known.get("made_by") != ours:
                 known["continued_by"] = ours
         part = path.with_suffix(".part")
@@ -355,7 +383,7 @@ def train(
     ranks = world(device)
     with stop_signals() as wanted:
         if ranks.main:
-            _claim(run, meta, config.steps * len(method.stages()), resume)
+            _claim(run, meta, dataset.fingerprint, config.steps * len(method.stages()), resume)
         ranks.wait()
         return _Run(method, dataset, config, run, device, ranks, on_event, preview).go(wanted, stop_after)
 
@@ -418,6 +446,9 @@ class _Run:
                 player.load(optim)
         self.step = found.step
         self.best, self.loss = (_float(found.state[k]) for k in ("best", "loss"))
+        marked = best(self.run)
+        if self.ranks.main and self.loss <= self.best and (marked is None or marked.step < found.step):
+            mark_best(self.run, found, self.loss)  # a kill came between the checkpoint and its mark
         if found.state.get("data") != self.dataset.fingerprint:
             text = "the pictures are not those that the run began with; it continues on what is there now"
             self.say("note", {"text": text})
@@ -516,10 +547,11 @@ class _Run:
         with contextlib.suppress(OSError):
             save_file({"x0": batch.x0.cpu().contiguous()}, path)
         bad = [k for k, v in values.items() if not math.isfinite(v)]
+        whole = "the last checkpoint is whole" if steps_of(self.run) else "there is no checkpoint yet"
         what = f"the loss term {', '.join(bad)}" if bad else "the gradient"
         raise TrainingError(
-            f"{what} is not finite at step {self.step}; no optimiser has stepped on it. Its batch is in {path}, the "
-            f"last checkpoint is whole. Lower lr (now {self.config.lr}), or use fp32 if this was bf16"
+            f"{what} is not finite at step {self.step}; no optimiser has stepped on it. Its batch is in {path}; "
+            f"{whole}. Lower lr (now {self.config.lr}) with another --out, or use fp32 if this was bf16"
         )
 
     # ---- the run -----------------------------------------------------------------------------
@@ -622,7 +654,7 @@ class _Run:
                 if self.micro >= most or self.ranks.size > 1 or most % (2 * self.micro):
                     raise TrainingError(
                         f"out of memory with {most // self.micro} pictures at a time; use a smaller --batch-size, "
-                        f"--size or --scale"
+                        f"--size or --scale, with another --out"
                     ) from None
             self.method.zero_grad(set_to_none=True)
             if self.device.type == "cuda":
