@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
 
 from pellucid.methods.base import Method
@@ -123,3 +124,20 @@ def test_a_table_of_other_conditions_is_kept(tmp_path):
     other, _ = make("factorized-codes", tmp_path, seeds=2)
     assert other.written.name == "factorized-codes-2.json"
     assert json.loads(one.written.read_text())["conditions"]["seeds"] == [0]
+
+
+def test_a_baselines_constants_are_those_that_are_best_on_validation_pictures():
+    """A box of the objects' own size: validation pictures say which side, and test pictures are scored with it."""
+    from pellucid.reproduce.segment import chosen_on_validation
+
+    truth = torch.zeros(4, 20, 20, dtype=torch.bool)
+    truth[:, 5:15, 5:15] = True  # half the side
+    pictures = torch.zeros(4, 3, 20, 20)
+    figures, words = chosen_on_validation("centre box", (pictures, truth), (pictures, truth), seed=0)
+    assert words == "side=0.5"
+    assert figures["dataset_iou"] == figures["oracle_iou"] == 1
+    larger = torch.zeros(4, 20, 20, dtype=torch.bool)
+    larger[:, 3:17, 3:17] = True
+    figures, words = chosen_on_validation("centre box", (pictures, truth), (pictures, larger), seed=0)
+    assert words == "side=0.5"  # not the one that would be best here
+    assert figures["dataset_iou"] == pytest.approx(100 / 196)

@@ -59,7 +59,8 @@ def run(setting: Setting) -> Report:
     best = min(GUIDANCE, key=relative)
     report.notes.append(
         f"least {fd} relative to no guidance, geometric mean over {', '.join(setting.data)}: {best:g} "
-        f"({relative(best):.3f}); the default is {REGION_GUIDANCE:g} ({relative(REGION_GUIDANCE):.3f})"
+        f"({relative(best):.3f}); the default of a painter of its own is {REGION_GUIDANCE:g} "
+        f"({relative(REGION_GUIDANCE):.3f})"
     )
     report.conditions |= {
         "scale": setting.scale,
