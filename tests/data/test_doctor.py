@@ -93,6 +93,22 @@ def test_it_agrees_with_training(tmp_path):
     assert report.splits["val"] == len(ImageFolder(tmp_path, 16, split="val"))
 
 
+def test_a_run_within_the_folder_is_no_data(tmp_path):
+    """Its previews are a model's; the same files without checkpoints beside them are somebody's pictures."""
+    for i in range(4):
+        noise(i).save(tmp_path / f"{i}.png")
+    for folder in ("runs/one/samples", "runs/one/checkpoints", "plain/samples"):
+        (tmp_path / folder).mkdir(parents=True)
+    for i, folder in enumerate(("runs/one", "plain")):
+        (tmp_path / folder / "config.json").touch()
+        noise(10 + i).save(tmp_path / folder / "samples/1.png")
+    report, data = examine(tmp_path, 16), ImageFolder(tmp_path, 16)
+    assert (report.images, report.runs) == (5, 1)
+    assert "  1 run folders passed over" in report.lines()
+    assert data.keys == ("0.png", "1.png", "2.png", "3.png", "plain/samples/1.png")
+    assert examine(tmp_path / "runs/one", 16).images == 1  # named itself, it is what was asked for
+
+
 def test_nothing_wrong(tmp_path):
     for i in range(500):
         noise(i, (16, 16)).save(tmp_path / f"{i}.png", compress_level=0)

@@ -72,6 +72,8 @@ class Report:
     """For labelled segmentation: how many masks hold each region index."""
     others: dict[str, int]
     """Files that are no images, by extension."""
+    runs: int
+    """Folders that hold a run: none of their pictures is counted, or trained on."""
     environment: list[str]
     """Trouble with the installed packages."""
     suggestions: list[str] = field(default_factory=list)
@@ -97,6 +99,7 @@ class Report:
             (self.transparent, "transparent, composited on white"),
             (self.animated, "animated, first frame used"),
             (self.cropped, "lose more than half to the centre crop"),
+            (self.runs, "run folders passed over"),
         )
         out += [f"  {count} {text}" for count, text in notes if count]
         if self.classes:
@@ -174,6 +177,7 @@ def examine(path: str | os.PathLike[str], size: int = 64) -> Report:
         masks=source.has_masks,
         regions=dict(sorted(regions.items())),
         others=_sorted(Counter(source.others)) if isinstance(source, FolderSource) else {},
+        runs=source.runs if isinstance(source, FolderSource) else 0,
         environment=_environment(),
     )
     report.suggestions.extend(_suggestions(report, source))
