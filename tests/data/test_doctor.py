@@ -69,7 +69,7 @@ def test_each_ailment_is_named(sick):
     assert report.others == {".heic": 1, ".txt": 1}
     assert not report.ok
     advice = "\n".join(report.suggestions)
-    for word in ("3 bad files", "HEIC", "2 images repeat", "few"):
+    for word in ("3 bad files", ".heic 1", "2 images repeat", "few"):
         assert word in advice
 
 
@@ -146,6 +146,13 @@ def test_masks_are_examined(tmp_path):
     report = examine(tmp_path, 16)
     assert report.regions == {0: 2, 2: 1}
     assert report.bad == [("images/2.jpg", "image is 48x48 and mask 48x30")]
+
+
+def test_pictures_of_kinds_that_are_not_read_are_told_from_other_files(tmp_path):
+    for name in ("a.jp2", "b.JP2", "c.avif", "d.psd", "notes.pdf", "table.h5", "film.mpg"):
+        (tmp_path / name).touch()
+    advice = "\n".join(examine(tmp_path, 16).suggestions)
+    assert "not read (.jp2 2, .avif 1, .psd 1): convert" in advice
 
 
 def test_an_empty_folder(tmp_path):

@@ -300,8 +300,8 @@ def _suggestions(report: Report, source: Source) -> list[str]:
         out.append("the bad files will be left out; remove them to be rid of the warning")
     if not report.images:
         out.append(f"no images found: looked for {', '.join(sorted(EXTENSIONS))}")
-    if unsupported := sum(report.others.get(s, 0) for s in (".heic", ".heif", ".avif", ".jxl")):
-        out.append(f"{unsupported} HEIC, AVIF or JPEG XL files are not read: convert them to JPEG or PNG")
+    if unread := {s: n for s, n in report.others.items() if s in _unread()}:
+        out.append(f"pictures of kinds that are not read ({_counts(unread)}): convert them to JPEG or PNG")
     if raw := sum(report.others.get(s, 0) for s in (".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf")):
         out.append(f"{raw} camera raw files are not read: export them as JPEG or 16-bit PNG")
     if report.usable and len(report.tiny) > 0.05 * report.usable and report.width and report.height:
@@ -330,6 +330,14 @@ def _suggestions(report: Report, source: Source) -> list[str]:
     if report.ok and not out:
         out.append("nothing stands in the way")
     return out
+
+
+def _unread() -> set[str]:
+    """Extensions of pictures that are passed over: what Pillow opens and `EXTENSIONS` lacks, and some it cannot."""
+    recognised_only = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
+    opened = Image.registered_extensions().items()
+    known = {suffix for suffix, kind in opened if kind in Image.OPEN and kind not in recognised_only}
+    return {".heic", ".heif", ".avif", ".jxl"} | known - EXTENSIONS.keys()
 
 
 def _listed(what: str, items: Sequence[str], shown: int = 10) -> list[str]:
