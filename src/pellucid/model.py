@@ -103,8 +103,11 @@ class Model:
 
         The picture is read whole, its shorter side scaled to the model's size and both sides to
         multiples of what the network needs; masks are scaled back softly and then compared.
+        Raises BadImage, a ValueError, for what is no picture, and ValueError where the model declares no readouts.
         """
         check_seed(seed)
+        if not self.readouts:
+            raise ValueError(f"{self.recipe.method} reads nothing in pictures: it declares no readouts")
         picture = _open(image)
         width, height = picture.size
         size, stride = self.method.image_shape[-1], getattr(self.method, "stride", 1)

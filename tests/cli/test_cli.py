@@ -229,6 +229,33 @@ def test_reading_a_broken_picture_says_which(tiny_run, tmp_path, capsys):
     assert "missing.png" in refused(capsys, "read", tiny_run, tmp_path / "missing.png", "--out", tmp_path)
 
 
+def test_a_picture_that_cannot_be_read_does_not_keep_the_others_from_it(tiny_run, photo, tmp_path, capsys):
+    cut, last = tmp_path / "cut.jpg", tmp_path / "last.png"
+    cut.write_bytes(photo.read_bytes()[:-900])
+    Image.new("RGB", (20, 20), "red").save(last)
+    out, report = tmp_path / "out", tmp_path / "all.json"
+    words = ("read", tiny_run, photo, cut, tmp_path / "missing.png", last, "--out", out, "--json", report)
+    said = refused(capsys, *words)
+    assert f"2 read; 2 could not be: {cut}: damaged" in said
+    assert "missing.png: no such file" in said
+    assert set(json.loads(report.read_text())) == {str(photo), str(last)}
+    assert (out / "last-regions.png").exists()
+
+
+def test_a_folder_is_read_by_the_rules_of_data(tiny_run, photo, tmp_path, capsys):
+    folder, report = tmp_path / "some", tmp_path / "all.json"
+    places = [folder / "a.png", folder / "more" / "a.png"]
+    for place in (*places, folder / ".hidden.png"):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(photo).save(place)
+    (folder / "notes.txt").touch()
+    run("read", tiny_run, folder, "--out", tmp_path / "out", "--json", report)
+    assert set(json.loads(report.read_text())) == {str(p) for p in places}
+    assert (tmp_path / "out" / "a-2-regions.png").exists()
+    (tmp_path / "empty").mkdir()
+    assert "holds no pictures" in refused(capsys, "read", tiny_run, tmp_path / "empty")
+
+
 def test_editing_repaints_a_region(tiny_run, photo, tmp_path):
     run("edit", tiny_run, photo, "-n", 2, "--set", "regions=0,1", "num_steps=2", "--out", tmp_path / "out")
     assert (tmp_path / "out" / "sample-0001.png").exists()
@@ -239,6 +266,24 @@ def test_editing_needs_a_model_that_edits(tmp_path, photo, capsys, trained_run):
     folder = trained_run(tmp_path / "seg", "segmenter", steps=1)
     capsys.readouterr()
     assert "edits no pictures" in refused(capsys, "edit", folder, photo)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "can", "cannot"), [("ddpm", "sample", "read"), ("segmenter", "read", "sample")]
+)
+def test_only_what_a_model_can_do_is_offered(recipe, can, cannot, tmp_path, photo, capsys, trained_run):
+    folder = trained_run(tmp_path / "run", recipe, steps=1)
+    said = capsys.readouterr().out
+    assert f"pellucid {can} {folder}" in said
+    assert f"pellucid {cannot} " not in said
+    run("export", folder, "--out", tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert f"model.{can}(" in card
+    assert f"model.{cannot}(" not in card
+    out = tmp_path / "out"
+    told = refused(capsys, cannot, folder, *([photo] if cannot == "read" else []), "--out", out)
+    assert recipe in told
+    assert not out.exists()
 
 
 # ---- evaluate, export, data, doctor

@@ -200,17 +200,20 @@ class Train:
         if made.train.precision == "bf16" and device_of(self.device).type == "cpu" and not _cpu_has_bf16():
             say("note: this processor has no bf16 arithmetic and emulates it, many times slower than fp32")
         say(f"{self.recipe} at scale {self.scale} on {self.data}: {len(data)} pictures, run folder {where}")
+        method = build(made)
         with Progress() as progress:
             result = train(
-                build(made), data, made.train, where, meta=recipe_to_json(made),
+                method, data, made.train, where, meta=recipe_to_json(made),
                 preview=preview_of(made), resume=self.resume, on_event=progress.on_event,
             )  # fmt: skip
         if result.state == "paused":
             say(f"paused at step {result.step}; the same command continues it")
         else:
             say(f"done: {result.step} steps, {result.images_per_second:.0f} images/s. Next:")
-            say(f"  pellucid sample {where} -n 64 --out out/")
-            say(f"  pellucid read {where} photo.jpg --out out/")
+            if method.controls:
+                say(f"  pellucid sample {where} -n 64 --out out/")
+            if method.readouts:
+                say(f"  pellucid read {where} photo.jpg --out out/")
         written(
             self.json,
             {
@@ -287,7 +290,8 @@ class Sample:
 class Read:
     """Read pictures: region masks at each picture's own size, and every other readout.
 
-    Writes NAME-overlay.png, NAME-regions.png (pixel values are region numbers) and NAME.json.
+    Writes NAME-overlay.png, NAME-regions.png (pixel values are region numbers) and NAME.json. A file that cannot
+    be read is left out, and named at the end.
 
     Example:  pellucid read runs/NAME photo.jpg --out out/
     """
@@ -295,7 +299,7 @@ class Read:
     run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(name="run")]
     """A run folder, an exported folder, or hf:OWNER/NAME."""
     images: tyro.conf.Positional[tuple[Path, ...]]
-    """One or more pictures, of any mode and size."""
+    """One or more pictures, of any mode and size; a folder stands for every picture below it, as in --data."""
     out: Path = Path("out")
     """Folder to write into; files that are there are kept."""
     seed: int = 0
@@ -311,17 +315,22 @@ class Read:
         import numpy as np
         import torch
 
-        from pellucid.data.images import to_uint8, to_unit
+        from pellucid.data.images import BadImage, to_uint8, to_unit
         from pellucid.model import load
         from pellucid.train.preview import indexed, overlay, save_png
 
         if not self.images:
-            raise ValueError("name one or more pictures to read")
+            raise ValueError("name one or more pictures to read, or a folder of them")
         model = load(self.run_folder, device=self.device)
         chosen = parse(self.settings)
+        paths, failed = listed(self.images)
         readings = {}
-        for path in self.images:
-            reading = model.read(path, seed=self.seed, **chosen)
+        for path in paths:
+            try:
+                reading = model.read(path, seed=self.seed, **chosen)
+            except BadImage as error:
+                failed.append(str(error))
+                continue
             about = {"run": self.run_folder, "seed": self.seed, "picture": path.name, "controls": chosen}
             name = free(self.out / f"{path.stem}.json", "-overlay.png", "-regions.png").stem
             found: dict[str, Any] = {k: v.tolist() for k, v in reading.values.items() if v.ndim < 2}
@@ -336,10 +345,13 @@ class Read:
                 first = self.out / f"{name}-overlay.png"
                 save_png(first, Image.fromarray(tinted), about)
                 save_png(self.out / f"{name}-regions.png", indexed(labels), about)
-                say(f"{path.name}: {first}; shares {', '.join(f'{s:.0%}' for s in found.get('shares', []))}")
+                say(f"{path}: {first}; shares {', '.join(f'{s:.0%}' for s in found.get('shares', []))}")
             written(self.out / f"{name}.json", about | {"readouts": found})
             readings[str(path)] = found
-        written(self.json, readings)
+        if readings:
+            written(self.json, readings)
+        if failed:
+            raise ValueError(f"{len(readings)} read; {len(failed)} could not be: {'; '.join(failed)}")
 
 
 @dataclass
@@ -635,6 +647,29 @@ def free(path: Path, *beside: str) -> Path:
         candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
         number += 1
     return candidate
+
+
+def listed(paths: tuple[Path, ...]) -> tuple[list[Path], list[str]]:
+    """The files among the paths and the pictures below the folders; and what of those could not be looked into.
+
+    Raises ValueError for a folder without pictures.
+    """
+    from pellucid.data.sources import FolderSource
+
+    files: list[Path] = []
+    failed = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        source = FolderSource(path)
+        if not source.records:
+            raise ValueError(
+                f"{path} holds no pictures that can be read; `pellucid doctor {path}` says what it holds"
+            )
+        files += [path / record.where[0].relative_to(source.root) for record in source.records]
+        failed += [f"{folder}: {why}" for folder, why in source.unreadable]
+    return files, failed
 
 
 def parse(settings: tuple[str, ...]) -> dict[str, Any]:

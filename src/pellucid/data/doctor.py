@@ -300,7 +300,8 @@ def _suggestions(report: Report, source: Source) -> list[str]:
         out.append("the bad files will be left out; remove them to be rid of the warning")
     if not report.images:
         out.append(f"no images found: looked for {', '.join(sorted(EXTENSIONS))}")
-    if unread := {s: n for s, n in report.others.items() if s in _unread()}:
+    passed_over = _unread()
+    if unread := {s: n for s, n in report.others.items() if s in passed_over}:
         out.append(f"pictures of kinds that are not read ({_counts(unread)}): convert them to JPEG or PNG")
     if raw := sum(report.others.get(s, 0) for s in (".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf")):
         out.append(f"{raw} camera raw files are not read: export them as JPEG or 16-bit PNG")
