@@ -1,6 +1,7 @@
 """Every command as a user types it: what it writes, what it keeps, and how it refuses."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -208,6 +209,78 @@ def test_settings_that_are_wrong_say_what_is_right(tiny_run, tmp_path, setting, 
     assert says in refused(capsys, "sample", tiny_run, "--out", tmp_path, "--set", setting)
 
 
+@pytest.fixture
+def sampled(monkeypatch):
+    """How many pictures each call of a method's `sample` was asked for; the second one is refused memory."""
+    from pellucid.methods.denoising import DenoisingMethod
+
+    asked, sample = [], DenoisingMethod.sample
+
+    def counted(self, n, rng, **controls):
+        asked.append(n)
+        if len(asked) == 2:
+            raise ValueError("no memory left")
+        return sample(self, n, rng, **controls)
+
+    monkeypatch.setattr(DenoisingMethod, "sample", counted)
+    return asked
+
+
+def test_a_file_in_the_place_of_the_folder_is_told_before_anything_is_sampled(
+    tiny_run, photo, capsys, sampled, monkeypatch
+):
+    for words in (("sample", tiny_run), ("edit", tiny_run, photo), ("read", tiny_run, photo)):
+        for out in (photo, photo / "out"):
+            assert f"{out} cannot be a folder" in refused(capsys, *words, "--out", out)
+    monkeypatch.setattr("os.access", lambda *_: False)  # chmod does not stop root
+    assert "no permission" in refused(capsys, "sample", tiny_run, "--out", photo.parent / "new" / "out")
+    assert sampled == []
+
+
+def test_what_is_sampled_is_written_as_it_comes(tiny_run, tmp_path, capsys, sampled):
+    assert "no memory left" in refused(
+        capsys, "sample", tiny_run, "-n", 70, "--out", tmp_path, "--set", "num_steps=1"
+    )
+    assert len(list(tmp_path.glob("sample-*-regions.png"))) == 64
+
+
+def test_many_samples_are_those_of_python_and_one_sheet_shows_them(tiny_run, tmp_path, capsys, monkeypatch):
+    import pellucid
+    from pellucid.cli import commands
+    from pellucid.data.images import to_uint8
+
+    words = ("sample", tiny_run, "-n", 70, "--seed", 3, "--set", "num_steps=1", "--out")
+    run(*words, tmp_path)
+    assert f"70 images in {tmp_path}, all of them on" in capsys.readouterr().out
+    whole = to_uint8(pellucid.load(tiny_run, device="cpu").sample(70, seed=3, num_steps=1).images)
+    for i in (0, 63, 64, 69):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / f"sample-{i:04d}.png")), whole[i])
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))[
+        ::4, ::4
+    ]  # 8 a row, 16 pixels, shown 4 times as large
+    assert sheet.shape == (18 * 17 + 1, 8 * 17 + 1, 3)  # 9 rows and their regions, of which the last hold 6
+    assert np.array_equal(sheet[16 * 17 + 1 :][:16, 1:17], whole[64])
+    monkeypatch.setattr(commands, "ON_SHEET", 64)
+    run(*words, tmp_path / "some")
+    assert "the first 64 on" in capsys.readouterr().out
+
+
+def test_a_terminal_sees_how_many_pictures_are_done(capsys, monkeypatch):
+    from types import SimpleNamespace
+
+    from pellucid.cli import console
+
+    parts = [SimpleNamespace(images=[0] * n) for n in (2, 1)]
+    assert list(console.counted(parts, 3)) == parts
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr(console.os, "get_terminal_size", lambda _: os.terminal_size((80, 24)))
+    assert list(console.counted(parts, 3)) == parts
+    shown = capsys.readouterr().err
+    assert all(f"{n}/3 pictures" in shown for n in (0, 2, 3))
+    assert shown.endswith("\n")
+
+
 # ---- read, edit
 
 
@@ -256,10 +329,13 @@ def test_a_folder_is_read_by_the_rules_of_data(tiny_run, photo, tmp_path, capsys
     assert "holds no pictures" in refused(capsys, "read", tiny_run, tmp_path / "empty")
 
 
-def test_editing_repaints_a_region(tiny_run, photo, tmp_path):
+def test_editing_repaints_a_region(tiny_run, photo, tmp_path, capsys):
     run("edit", tiny_run, photo, "-n", 2, "--set", "regions=0,1", "num_steps=2", "--out", tmp_path / "out")
     assert (tmp_path / "out" / "sample-0001.png").exists()
     assert (tmp_path / "out" / "photo-edited-0001.png").exists()
+    said = capsys.readouterr().out
+    assert f"2 edits on the photograph's centre square at its own size in {tmp_path / 'out'}" in said
+    assert "photo-edited-0000.png to photo-edited-0001.png" in said
 
 
 def test_editing_needs_a_model_that_edits(tmp_path, photo, capsys, trained_run):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from pellucid.cli.console import Progress, say, written
+from pellucid.cli.console import Progress, counted, say, written
 
 if TYPE_CHECKING:
     from pellucid.model import Model
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 Scale = Literal["tiny", "cpu", "gpu", "paper"]
 Settings = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="NAME=VALUE ...")]
 Short = tyro.conf.arg
+ON_SHEET = 1024
+"""Pictures that a sheet shows; more are not held for it."""
 
 
 @dataclass
@@ -281,9 +285,9 @@ class Sample:
             list_controls(model)
             return
         chosen = parse(self.settings)
-        sample = model.sample(self.n, seed=self.seed, **chosen)
+        parts = model.parts(self.n, seed=self.seed, **chosen)
         about = {"run": self.run_folder, "seed": self.seed, "set": list(self.settings)}
-        write_sample(model, sample, self.out, about, self.json)
+        write_samples(model, counted(parts, self.n), writable(self.out), about, self.json)
 
 
 @dataclass
@@ -324,6 +328,7 @@ class Read:
         model = load(self.run_folder, device=self.device)
         chosen = parse(self.settings)
         paths, failed = listed(self.images)
+        writable(self.out)
         readings = {}
         for path in paths:
             try:
@@ -387,6 +392,7 @@ class Edit:
         if "image" not in model.controls:
             raise ValueError(f"{model.recipe.method} edits no pictures: it declares no `image` control")
         chosen = parse(self.settings)
+        writable(self.out)
         sample = model.edit(self.image, n=self.n, seed=self.seed, **chosen)
         about = {
             "run": self.run_folder,
@@ -394,14 +400,18 @@ class Edit:
             "picture": self.image.name,
             "set": list(self.settings),
         }
-        write_sample(model, sample, self.out, about, self.json)
+        write_samples(model, [sample], self.out, about, self.json)
         if chosen.get("regions"):
             from pellucid.train.preview import save_png
 
+            files = []
             for i, picture in enumerate(model.paste(self.image, sample, seed=self.seed, **chosen)):
-                first = free(self.out / f"{self.image.stem}-edited-{i:04d}.png")
-                save_png(first, picture, about | {"number": i})
-            say(f"the same on the photograph's centre square at its own size: {first} and before")
+                files.append(free(self.out / f"{self.image.stem}-edited-{i:04d}.png"))
+                save_png(files[-1], picture, about | {"number": i})
+            names = " to ".join(dict.fromkeys((files[0].name, files[-1].name)))
+            say(
+                f"{len(files)} edits on the photograph's centre square at its own size in {self.out}: {names}"
+            )
 
 
 @dataclass
@@ -637,6 +647,16 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", Path(text).name if "/" in text else text).strip("-") or "data"
 
 
+def writable(out: Path) -> Path:
+    """The folder that results go into, there or not yet. Raises ValueError, before any work, where it cannot be."""
+    there = next(p for p in (out, *out.parents) if p.exists())
+    if not there.is_dir():
+        raise ValueError(f"{out} cannot be a folder, as {there} is a file: give another --out")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"no permission to write in {there}: give another --out")
+    return out
+
+
 def free(path: Path, *beside: str) -> Path:
     """The path, or the first NAME-2, NAME-3, ... that is not there: nothing is overwritten.
 
@@ -712,41 +732,45 @@ def list_controls(model: Model) -> None:
         say(f"{name:16} {control.kind}{span}{choices}{default}: {control.help}{needs}")
 
 
-def write_sample(model: Model, sample: Any, out: Path, about: dict[str, Any], report: Path | None) -> None:
-    """Every image, its masks, a sheet of all, and the states along the process where they were kept."""
+def write_samples(
+    model: Model, parts: Iterable[Any], out: Path, about: dict[str, Any], report: Path | None
+) -> None:
+    """Every image and its masks, part by part; a sheet; and the first part's process, where its states were kept."""
     import torch
     from PIL import Image
 
     from pellucid.data.images import to_uint8
     from pellucid.train.preview import grid, indexed, overlay, save_png
 
-    images = sample.images.cpu()
-    about = about | {"recipe": model.recipe.method, "controls": dict(sample.controls)}
-    masks = sample.readouts.get("masks")
-    labels = None if masks is None else masks.argmax(1).cpu()
-    files = []
-    for i, pixels in enumerate(to_uint8(images.expand(-1, 3, -1, -1))):
-        path = free(out / f"sample-{i:04d}.png", "-regions.png")
-        save_png(path, Image.fromarray(pixels), about | {"number": i})
-        files.append(path.name)
-        if labels is not None:
-            save_png(
-                path.with_name(f"{path.stem}-regions.png"), indexed(labels[i].numpy()), about | {"number": i}
-            )
-    sheet = [images.expand(-1, 3, -1, -1)]
-    if labels is not None:
-        sheet = [
-            t
-            for pair in zip(
-                images.expand(-1, 3, -1, -1).split(8), overlay(images, labels).split(8), strict=True
-            )
-            for t in pair
-        ]
+    about = about | {"recipe": model.recipe.method}
+    files: list[str] = []
+    sheet: list[torch.Tensor] = []
+    first, shown = None, 0
+    for part in parts:
+        first = first or part
+        about = about | {"controls": dict(part.controls)}
+        images = part.images.cpu()
+        colour = images.expand(-1, 3, -1, -1)
+        masks = part.readouts.get("masks")
+        labels = None if masks is None else masks.argmax(1).cpu()
+        if shown < ON_SHEET:
+            shown += len(images)
+            rows = (colour,) if labels is None else (colour, overlay(images, labels))
+            sheet += [t for row in zip(*(r.split(8) for r in rows), strict=True) for t in row]
+        for i, pixels in enumerate(to_uint8(colour)):
+            number = about | {"number": len(files)}
+            path = free(out / f"sample-{len(files):04d}.png", "-regions.png")
+            save_png(path, Image.fromarray(pixels), number)
+            files.append(path.name)
+            if labels is not None:
+                save_png(path.with_name(f"{path.stem}-regions.png"), indexed(labels[i].numpy()), number)
+    assert first is not None
     path = free(out / "sheet.png")
     save_png(path, grid(torch.cat(sheet)), about)
-    if sample.trace:
-        _write_trace(sample, free(out / "process.png"), about)
-    say(f"{len(files)} images in {out}, all of them on {path}")
+    if first.trace:
+        _write_trace(first, free(out / "process.png"), about)
+    which = "all of them" if shown == len(files) else f"the first {shown}"
+    say(f"{len(files)} images in {out}, {which} on {path}")
     written(report, about | {"files": files, "sheet": path.name})
 
 
