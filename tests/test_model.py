@@ -84,6 +84,15 @@ def test_many_samples_come_in_parts_with_all_their_readouts(model):
     assert sample.readouts["masks"].shape == (5, 3, 16, 16)
 
 
+def test_parts_are_the_sample_and_are_checked_before_the_first(model):
+    whole = model.sample(5, seed=2, batch=2, num_steps=2)
+    parts = list(model.parts(5, seed=2, batch=2, num_steps=2))
+    assert [len(p.images) for p in parts] == [2, 2, 1]
+    assert torch.equal(torch.cat([p.images for p in parts]), whole.images)
+    with pytest.raises(ValueError, match="num_steps"):
+        model.parts(5, steps=2)
+
+
 def test_regions_that_are_kept_are_kept_exactly(model):
     picture = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     made = model.edit(picture, n=2, regions=(0,), num_steps=4)

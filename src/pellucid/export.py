@@ -58,6 +58,9 @@ def card(model: Model, run: Path) -> str:
         or "none"
     )
     readouts = "\n".join(f"- `{k}`: {r.help}" for k, r in model.readouts.items()) or "none"
+    uses = ["sample = model.sample(16, seed=0)"] * bool(model.controls)
+    uses += ['reading = model.read("photo.jpg")'] * bool(model.readouts)
+    use = "\n".join(uses)
     scores = "No evaluation was recorded; `pellucid evaluate` makes one on labelled pictures."
     if (run / "metrics.json").is_file():
         scores = "```json\n" + (run / "metrics.json").read_text().strip() + "\n```"
@@ -73,8 +76,7 @@ seed {made.train.seed}. Trained from pictures alone; `config.json` holds every s
 ```python
 import pellucid
 model = pellucid.load("PATH_OR_hf:OWNER/NAME")
-sample = model.sample(16, seed=0)
-reading = model.read("photo.jpg")
+{use}
 ```
 
 ## Controls

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from pellucid.data.decode import decode, upright_rgb
 from pellucid.data.images import to_uint8, to_unit
-from pellucid.methods.base import Method
+from pellucid.methods.base import Method, resolve
 from pellucid.recipes import Recipe, build, recipe_from_json
 from pellucid.train.checkpoint import load_weights, read_safetensors
 from pellucid.train.trainer import check_seed, device_of
@@ -74,25 +74,7 @@ class Model:
         Controls are those of `model.controls`; picture controls also take paths and PIL pictures.
         Raises ValueError for an unknown control or a value out of its range.
         """
-        if n < 1:
-            raise ValueError(f"n is {n}; ask for at least one image")
-        check_seed(seed)
-        given = {
-            k: self._square(v)
-            if k in self.controls and self.controls[k].kind == "image" and v is not None
-            else v
-            for k, v in controls.items()
-        }
-        rng = torch.Generator().manual_seed(seed)
-
-        def of(value: Any, start: int) -> Any:
-            """A part's share of a picture for each image; one picture for all is every part's."""
-            return value[start : start + batch] if isinstance(value, Tensor) and len(value) == n else value
-
-        parts = [
-            self.method.sample(min(batch, n - i), rng, **{k: of(v, i) for k, v in given.items()})
-            for i in range(0, n, batch)
-        ]
+        parts = list(self.parts(n, seed=seed, batch=batch, **controls))
         if len(parts) == 1:
             return parts[0]
         return Sample(
@@ -102,13 +84,42 @@ class Model:
             trace=parts[0].trace,
         )
 
+    def parts(self, n: int = 16, *, seed: int = 0, batch: int = 64, **controls: Any) -> Iterator[Sample]:
+        """The images of `sample`, `batch` at a time as they are made: for more of them than memory holds.
+
+        What was given is checked at once, and raises as in `sample`.
+        """
+        if n < 1:
+            raise ValueError(f"n is {n}; ask for at least one image")
+        check_seed(seed)
+        given = {
+            k: self._square(v)
+            if k in self.controls and self.controls[k].kind == "image" and v is not None
+            else v
+            for k, v in controls.items()
+        }
+        resolve(self.controls, given)
+        rng = torch.Generator().manual_seed(seed)
+
+        def of(value: Any, start: int) -> Any:
+            """A part's share of a picture for each image; one picture for all is every part's."""
+            return value[start : start + batch] if isinstance(value, Tensor) and len(value) == n else value
+
+        return (
+            self.method.sample(min(batch, n - i), rng, **{k: of(v, i) for k, v in given.items()})
+            for i in range(0, n, batch)
+        )
+
     def read(self, image: Picture, *, seed: int = 0, **controls: Any) -> Reading:
         """What the model finds in one picture of any mode and size; masks come at its own size.
 
         The picture is read whole, its shorter side scaled to the model's size and both sides to
         multiples of what the network needs; masks are scaled back softly and then compared.
+        Raises BadImage, a ValueError, for what is no picture, and ValueError where the model declares no readouts.
         """
         check_seed(seed)
+        if not self.readouts:
+            raise ValueError(f"{self.recipe.method} reads nothing in pictures: it declares no readouts")
         picture = _open(image)
         width, height = picture.size
         size, stride = self.method.image_shape[-1], getattr(self.method, "stride", 1)

@@ -1,6 +1,7 @@
 """Every command as a user types it: what it writes, what it keeps, and how it refuses."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -208,6 +209,78 @@ def test_settings_that_are_wrong_say_what_is_right(tiny_run, tmp_path, setting, 
     assert says in refused(capsys, "sample", tiny_run, "--out", tmp_path, "--set", setting)
 
 
+@pytest.fixture
+def sampled(monkeypatch):
+    """How many pictures each call of a method's `sample` was asked for; the second one is refused memory."""
+    from pellucid.methods.denoising import DenoisingMethod
+
+    asked, sample = [], DenoisingMethod.sample
+
+    def counted(self, n, rng, **controls):
+        asked.append(n)
+        if len(asked) == 2:
+            raise ValueError("no memory left")
+        return sample(self, n, rng, **controls)
+
+    monkeypatch.setattr(DenoisingMethod, "sample", counted)
+    return asked
+
+
+def test_a_file_in_the_place_of_the_folder_is_told_before_anything_is_sampled(
+    tiny_run, photo, capsys, sampled, monkeypatch
+):
+    for words in (("sample", tiny_run), ("edit", tiny_run, photo), ("read", tiny_run, photo)):
+        for out in (photo, photo / "out"):
+            assert f"{out} cannot be a folder" in refused(capsys, *words, "--out", out)
+    monkeypatch.setattr("os.access", lambda *_: False)  # chmod does not stop root
+    assert "no permission" in refused(capsys, "sample", tiny_run, "--out", photo.parent / "new" / "out")
+    assert sampled == []
+
+
+def test_what_is_sampled_is_written_as_it_comes(tiny_run, tmp_path, capsys, sampled):
+    assert "no memory left" in refused(
+        capsys, "sample", tiny_run, "-n", 70, "--out", tmp_path, "--set", "num_steps=1"
+    )
+    assert len(list(tmp_path.glob("sample-*-regions.png"))) == 64
+
+
+def test_many_samples_are_those_of_python_and_one_sheet_shows_them(tiny_run, tmp_path, capsys, monkeypatch):
+    import pellucid
+    from pellucid.cli import commands
+    from pellucid.data.images import to_uint8
+
+    words = ("sample", tiny_run, "-n", 70, "--seed", 3, "--set", "num_steps=1", "--out")
+    run(*words, tmp_path)
+    assert f"70 images in {tmp_path}, all of them on" in capsys.readouterr().out
+    whole = to_uint8(pellucid.load(tiny_run, device="cpu").sample(70, seed=3, num_steps=1).images)
+    for i in (0, 63, 64, 69):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / f"sample-{i:04d}.png")), whole[i])
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))[
+        ::4, ::4
+    ]  # 8 a row, 16 pixels, shown 4 times as large
+    assert sheet.shape == (18 * 17 + 1, 8 * 17 + 1, 3)  # 9 rows and their regions, of which the last hold 6
+    assert np.array_equal(sheet[16 * 17 + 1 :][:16, 1:17], whole[64])
+    monkeypatch.setattr(commands, "ON_SHEET", 64)
+    run(*words, tmp_path / "some")
+    assert "the first 64 on" in capsys.readouterr().out
+
+
+def test_a_terminal_sees_how_many_pictures_are_done(capsys, monkeypatch):
+    from types import SimpleNamespace
+
+    from pellucid.cli import console
+
+    parts = [SimpleNamespace(images=[0] * n) for n in (2, 1)]
+    assert list(console.counted(parts, 3)) == parts
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr(console.os, "get_terminal_size", lambda _: os.terminal_size((80, 24)))
+    assert list(console.counted(parts, 3)) == parts
+    shown = capsys.readouterr().err
+    assert all(f"{n}/3 pictures" in shown for n in (0, 2, 3))
+    assert shown.endswith("\n")
+
+
 # ---- read, edit
 
 
@@ -229,16 +302,64 @@ def test_reading_a_broken_picture_says_which(tiny_run, tmp_path, capsys):
     assert "missing.png" in refused(capsys, "read", tiny_run, tmp_path / "missing.png", "--out", tmp_path)
 
 
-def test_editing_repaints_a_region(tiny_run, photo, tmp_path):
+def test_a_picture_that_cannot_be_read_does_not_keep_the_others_from_it(tiny_run, photo, tmp_path, capsys):
+    cut, last = tmp_path / "cut.jpg", tmp_path / "last.png"
+    cut.write_bytes(photo.read_bytes()[:-900])
+    Image.new("RGB", (20, 20), "red").save(last)
+    out, report = tmp_path / "out", tmp_path / "all.json"
+    words = ("read", tiny_run, photo, cut, tmp_path / "missing.png", last, "--out", out, "--json", report)
+    said = refused(capsys, *words)
+    assert f"2 read; 2 could not be: {cut}: damaged" in said
+    assert "missing.png: no such file" in said
+    assert set(json.loads(report.read_text())) == {str(photo), str(last)}
+    assert (out / "last-regions.png").exists()
+
+
+def test_a_folder_is_read_by_the_rules_of_data(tiny_run, photo, tmp_path, capsys):
+    folder, report = tmp_path / "some", tmp_path / "all.json"
+    places = [folder / "a.png", folder / "more" / "a.png"]
+    for place in (*places, folder / ".hidden.png"):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(photo).save(place)
+    (folder / "notes.txt").touch()
+    run("read", tiny_run, folder, "--out", tmp_path / "out", "--json", report)
+    assert set(json.loads(report.read_text())) == {str(p) for p in places}
+    assert (tmp_path / "out" / "a-2-regions.png").exists()
+    (tmp_path / "empty").mkdir()
+    assert "holds no pictures" in refused(capsys, "read", tiny_run, tmp_path / "empty")
+
+
+def test_editing_repaints_a_region(tiny_run, photo, tmp_path, capsys):
     run("edit", tiny_run, photo, "-n", 2, "--set", "regions=0,1", "num_steps=2", "--out", tmp_path / "out")
     assert (tmp_path / "out" / "sample-0001.png").exists()
     assert (tmp_path / "out" / "photo-edited-0001.png").exists()
+    said = capsys.readouterr().out
+    assert f"2 edits on the photograph's centre square at its own size in {tmp_path / 'out'}" in said
+    assert "photo-edited-0000.png to photo-edited-0001.png" in said
 
 
 def test_editing_needs_a_model_that_edits(tmp_path, photo, capsys, trained_run):
     folder = trained_run(tmp_path / "seg", "segmenter", steps=1)
     capsys.readouterr()
     assert "edits no pictures" in refused(capsys, "edit", folder, photo)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "can", "cannot"), [("ddpm", "sample", "read"), ("segmenter", "read", "sample")]
+)
+def test_only_what_a_model_can_do_is_offered(recipe, can, cannot, tmp_path, photo, capsys, trained_run):
+    folder = trained_run(tmp_path / "run", recipe, steps=1)
+    said = capsys.readouterr().out
+    assert f"pellucid {can} {folder}" in said
+    assert f"pellucid {cannot} " not in said
+    run("export", folder, "--out", tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert f"model.{can}(" in card
+    assert f"model.{cannot}(" not in card
+    out = tmp_path / "out"
+    told = refused(capsys, cannot, folder, *([photo] if cannot == "read" else []), "--out", out)
+    assert recipe in told
+    assert not out.exists()
 
 
 # ---- evaluate, export, data, doctor

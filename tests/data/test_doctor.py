@@ -69,7 +69,7 @@ def test_each_ailment_is_named(sick):
     assert report.others == {".heic": 1, ".txt": 1}
     assert not report.ok
     advice = "\n".join(report.suggestions)
-    for word in ("3 bad files", "HEIC", "2 images repeat", "few"):
+    for word in ("3 bad files", ".heic 1", "2 images repeat", "few"):
         assert word in advice
 
 
@@ -91,6 +91,22 @@ def test_it_agrees_with_training(tmp_path):
     assert report.usable == len(data) == 149
     assert report.bad == list(data.bad)
     assert report.splits["val"] == len(ImageFolder(tmp_path, 16, split="val"))
+
+
+def test_a_run_within_the_folder_is_no_data(tmp_path):
+    """Its previews are a model's; the same files without checkpoints beside them are somebody's pictures."""
+    for i in range(4):
+        noise(i).save(tmp_path / f"{i}.png")
+    for folder in ("runs/one/samples", "runs/one/checkpoints", "plain/samples"):
+        (tmp_path / folder).mkdir(parents=True)
+    for i, folder in enumerate(("runs/one", "plain")):
+        (tmp_path / folder / "config.json").touch()
+        noise(10 + i).save(tmp_path / folder / "samples/1.png")
+    report, data = examine(tmp_path, 16), ImageFolder(tmp_path, 16)
+    assert (report.images, report.runs) == (5, 1)
+    assert "  1 run folders passed over" in report.lines()
+    assert data.keys == ("0.png", "1.png", "2.png", "3.png", "plain/samples/1.png")
+    assert examine(tmp_path / "runs/one", 16).images == 1  # named itself, it is what was asked for
 
 
 def test_nothing_wrong(tmp_path):
@@ -130,6 +146,13 @@ def test_masks_are_examined(tmp_path):
     report = examine(tmp_path, 16)
     assert report.regions == {0: 2, 2: 1}
     assert report.bad == [("images/2.jpg", "image is 48x48 and mask 48x30")]
+
+
+def test_pictures_of_kinds_that_are_not_read_are_told_from_other_files(tmp_path):
+    for name in ("a.jp2", "b.JP2", "c.avif", "d.psd", "notes.pdf", "table.h5", "film.mpg"):
+        (tmp_path / name).touch()
+    advice = "\n".join(examine(tmp_path, 16).suggestions)
+    assert "not read (.jp2 2, .avif 1, .psd 1): convert" in advice
 
 
 def test_an_empty_folder(tmp_path):

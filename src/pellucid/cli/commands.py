@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from pellucid.cli.console import Progress, say, written
+from pellucid.cli.console import Progress, counted, say, written
 
 if TYPE_CHECKING:
     from pellucid.model import Model
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 Scale = Literal["tiny", "cpu", "gpu", "paper"]
 Settings = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="NAME=VALUE ...")]
 Short = tyro.conf.arg
+ON_SHEET = 1024
+"""Pictures that a sheet shows; more are not held for it."""
 
 
 @dataclass
@@ -200,17 +204,20 @@ class Train:
         if made.train.precision == "bf16" and device_of(self.device).type == "cpu" and not _cpu_has_bf16():
             say("note: this processor has no bf16 arithmetic and emulates it, many times slower than fp32")
         say(f"{self.recipe} at scale {self.scale} on {self.data}: {len(data)} pictures, run folder {where}")
+        method = build(made)
         with Progress() as progress:
             result = train(
-                build(made), data, made.train, where, meta=recipe_to_json(made),
+                method, data, made.train, where, meta=recipe_to_json(made),
                 preview=preview_of(made), resume=self.resume, on_event=progress.on_event,
             )  # fmt: skip
         if result.state == "paused":
             say(f"paused at step {result.step}; the same command continues it")
         else:
             say(f"done: {result.step} steps, {result.images_per_second:.0f} images/s. Next:")
-            say(f"  pellucid sample {where} -n 64 --out out/")
-            say(f"  pellucid read {where} photo.jpg --out out/")
+            if method.controls:
+                say(f"  pellucid sample {where} -n 64 --out out/")
+            if method.readouts:
+                say(f"  pellucid read {where} photo.jpg --out out/")
         written(
             self.json,
             {
@@ -278,16 +285,17 @@ class Sample:
             list_controls(model)
             return
         chosen = parse(self.settings)
-        sample = model.sample(self.n, seed=self.seed, **chosen)
+        parts = model.parts(self.n, seed=self.seed, **chosen)
         about = {"run": self.run_folder, "seed": self.seed, "set": list(self.settings)}
-        write_sample(model, sample, self.out, about, self.json)
+        write_samples(model, counted(parts, self.n), writable(self.out), about, self.json)
 
 
 @dataclass
 class Read:
     """Read pictures: region masks at each picture's own size, and every other readout.
 
-    Writes NAME-overlay.png, NAME-regions.png (pixel values are region numbers) and NAME.json.
+    Writes NAME-overlay.png, NAME-regions.png (pixel values are region numbers) and NAME.json. A file that cannot
+    be read is left out, and named at the end.
 
     Example:  pellucid read runs/NAME photo.jpg --out out/
     """
@@ -295,7 +303,7 @@ class Read:
     run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(name="run")]
     """A run folder, an exported folder, or hf:OWNER/NAME."""
     images: tyro.conf.Positional[tuple[Path, ...]]
-    """One or more pictures, of any mode and size."""
+    """One or more pictures, of any mode and size; a folder stands for every picture below it, as in --data."""
     out: Path = Path("out")
     """Folder to write into; files that are there are kept."""
     seed: int = 0
@@ -311,17 +319,23 @@ class Read:
         import numpy as np
         import torch
 
-        from pellucid.data.images import to_uint8, to_unit
+        from pellucid.data.images import BadImage, to_uint8, to_unit
         from pellucid.model import load
         from pellucid.train.preview import indexed, overlay, save_png
 
         if not self.images:
-            raise ValueError("name one or more pictures to read")
+            raise ValueError("name one or more pictures to read, or a folder of them")
         model = load(self.run_folder, device=self.device)
         chosen = parse(self.settings)
+        paths, failed = listed(self.images)
+        writable(self.out)
         readings = {}
-        for path in self.images:
-            reading = model.read(path, seed=self.seed, **chosen)
+        for path in paths:
+            try:
+                reading = model.read(path, seed=self.seed, **chosen)
+            except BadImage as error:
+                failed.append(str(error))
+                continue
             about = {"run": self.run_folder, "seed": self.seed, "picture": path.name, "controls": chosen}
             name = free(self.out / f"{path.stem}.json", "-overlay.png", "-regions.png").stem
             found: dict[str, Any] = {k: v.tolist() for k, v in reading.values.items() if v.ndim < 2}
@@ -336,10 +350,13 @@ class Read:
                 first = self.out / f"{name}-overlay.png"
                 save_png(first, Image.fromarray(tinted), about)
                 save_png(self.out / f"{name}-regions.png", indexed(labels), about)
-                say(f"{path.name}: {first}; shares {', '.join(f'{s:.0%}' for s in found.get('shares', []))}")
+                say(f"{path}: {first}; shares {', '.join(f'{s:.0%}' for s in found.get('shares', []))}")
             written(self.out / f"{name}.json", about | {"readouts": found})
             readings[str(path)] = found
-        written(self.json, readings)
+        if readings:
+            written(self.json, readings)
+        if failed:
+            raise ValueError(f"{len(readings)} read; {len(failed)} could not be: {'; '.join(failed)}")
 
 
 @dataclass
@@ -375,6 +392,7 @@ class Edit:
         if "image" not in model.controls:
             raise ValueError(f"{model.recipe.method} edits no pictures: it declares no `image` control")
         chosen = parse(self.settings)
+        writable(self.out)
         sample = model.edit(self.image, n=self.n, seed=self.seed, **chosen)
         about = {
             "run": self.run_folder,
@@ -382,14 +400,18 @@ class Edit:
             "picture": self.image.name,
             "set": list(self.settings),
         }
-        write_sample(model, sample, self.out, about, self.json)
+        write_samples(model, [sample], self.out, about, self.json)
         if chosen.get("regions"):
             from pellucid.train.preview import save_png
 
+            files = []
             for i, picture in enumerate(model.paste(self.image, sample, seed=self.seed, **chosen)):
-                first = free(self.out / f"{self.image.stem}-edited-{i:04d}.png")
-                save_png(first, picture, about | {"number": i})
-            say(f"the same on the photograph's centre square at its own size: {first} and before")
+                files.append(free(self.out / f"{self.image.stem}-edited-{i:04d}.png"))
+                save_png(files[-1], picture, about | {"number": i})
+            names = " to ".join(dict.fromkeys((files[0].name, files[-1].name)))
+            say(
+                f"{len(files)} edits on the photograph's centre square at its own size in {self.out}: {names}"
+            )
 
 
 @dataclass
@@ -625,6 +647,16 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", Path(text).name if "/" in text else text).strip("-") or "data"
 
 
+def writable(out: Path) -> Path:
+    """The folder that results go into, there or not yet. Raises ValueError, before any work, where it cannot be."""
+    there = next(p for p in (out, *out.parents) if p.exists())
+    if not there.is_dir():
+        raise ValueError(f"{out} cannot be a folder, as {there} is a file: give another --out")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"no permission to write in {there}: give another --out")
+    return out
+
+
 def free(path: Path, *beside: str) -> Path:
     """The path, or the first NAME-2, NAME-3, ... that is not there: nothing is overwritten.
 
@@ -635,6 +667,29 @@ def free(path: Path, *beside: str) -> Path:
         candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
         number += 1
     return candidate
+
+
+def listed(paths: tuple[Path, ...]) -> tuple[list[Path], list[str]]:
+    """The files among the paths and the pictures below the folders; and what of those could not be looked into.
+
+    Raises ValueError for a folder without pictures.
+    """
+    from pellucid.data.sources import FolderSource
+
+    files: list[Path] = []
+    failed = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        source = FolderSource(path)
+        if not source.records:
+            raise ValueError(
+                f"{path} holds no pictures that can be read; `pellucid doctor {path}` says what it holds"
+            )
+        files += [path / record.where[0].relative_to(source.root) for record in source.records]
+        failed += [f"{folder}: {why}" for folder, why in source.unreadable]
+    return files, failed
 
 
 def parse(settings: tuple[str, ...]) -> dict[str, Any]:
@@ -677,41 +732,45 @@ def list_controls(model: Model) -> None:
         say(f"{name:16} {control.kind}{span}{choices}{default}: {control.help}{needs}")
 
 
-def write_sample(model: Model, sample: Any, out: Path, about: dict[str, Any], report: Path | None) -> None:
-    """Every image, its masks, a sheet of all, and the states along the process where they were kept."""
+def write_samples(
+    model: Model, parts: Iterable[Any], out: Path, about: dict[str, Any], report: Path | None
+) -> None:
+    """Every image and its masks, part by part; a sheet; and the first part's process, where its states were kept."""
     import torch
     from PIL import Image
 
     from pellucid.data.images import to_uint8
     from pellucid.train.preview import grid, indexed, overlay, save_png
 
-    images = sample.images.cpu()
-    about = about | {"recipe": model.recipe.method, "controls": dict(sample.controls)}
-    masks = sample.readouts.get("masks")
-    labels = None if masks is None else masks.argmax(1).cpu()
-    files = []
-    for i, pixels in enumerate(to_uint8(images.expand(-1, 3, -1, -1))):
-        path = free(out / f"sample-{i:04d}.png", "-regions.png")
-        save_png(path, Image.fromarray(pixels), about | {"number": i})
-        files.append(path.name)
-        if labels is not None:
-            save_png(
-                path.with_name(f"{path.stem}-regions.png"), indexed(labels[i].numpy()), about | {"number": i}
-            )
-    sheet = [images.expand(-1, 3, -1, -1)]
-    if labels is not None:
-        sheet = [
-            t
-            for pair in zip(
-                images.expand(-1, 3, -1, -1).split(8), overlay(images, labels).split(8), strict=True
-            )
-            for t in pair
-        ]
+    about = about | {"recipe": model.recipe.method}
+    files: list[str] = []
+    sheet: list[torch.Tensor] = []
+    first, shown = None, 0
+    for part in parts:
+        first = first or part
+        about = about | {"controls": dict(part.controls)}
+        images = part.images.cpu()
+        colour = images.expand(-1, 3, -1, -1)
+        masks = part.readouts.get("masks")
+        labels = None if masks is None else masks.argmax(1).cpu()
+        if shown < ON_SHEET:
+            shown += len(images)
+            rows = (colour,) if labels is None else (colour, overlay(images, labels))
+            sheet += [t for row in zip(*(r.split(8) for r in rows), strict=True) for t in row]
+        for i, pixels in enumerate(to_uint8(colour)):
+            number = about | {"number": len(files)}
+            path = free(out / f"sample-{len(files):04d}.png", "-regions.png")
+            save_png(path, Image.fromarray(pixels), number)
+            files.append(path.name)
+            if labels is not None:
+                save_png(path.with_name(f"{path.stem}-regions.png"), indexed(labels[i].numpy()), number)
+    assert first is not None
     path = free(out / "sheet.png")
     save_png(path, grid(torch.cat(sheet)), about)
-    if sample.trace:
-        _write_trace(sample, free(out / "process.png"), about)
-    say(f"{len(files)} images in {out}, all of them on {path}")
+    if first.trace:
+        _write_trace(first, free(out / "process.png"), about)
+    which = "all of them" if shown == len(files) else f"the first {shown}"
+    say(f"{len(files)} images in {out}, {which} on {path}")
     written(report, about | {"files": files, "sheet": path.name})
 
 

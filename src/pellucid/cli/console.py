@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,20 @@ class Progress:
         else:
             sys.stderr.write(text + "\n")
         sys.stderr.flush()
+
+
+def counted(parts: Iterable[Any], total: int) -> Iterator[Any]:
+    """Samples as they come, and on a terminal a live line that says how many of `total` pictures are done."""
+    done, begun = 0, time.perf_counter()
+    with Progress() as progress:
+        if progress.live:
+            progress._line(f"0/{total} pictures")
+        for part in parts:
+            yield part
+            done += len(part.images)
+            if progress.live:
+                left = (time.perf_counter() - begun) / done * (total - done)
+                progress._line(f"{done}/{total} pictures  {_clock(left)} left")
 
 
 def _clock(seconds: float) -> str:

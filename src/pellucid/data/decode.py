@@ -207,7 +207,9 @@ def _open(source: Encoded) -> Image.Image:
     else:
         status = os.stat(source)
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise BadImage("a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file")
+            raise BadImage(
+                "a folder, not a picture" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            )
         if status.st_size == 0:
             raise BadImage("empty file")
         stream = Path(source).open("rb")  # noqa: SIM115 - the image closes it
@@ -278,4 +280,4 @@ def _bad(source: Encoded, error: BaseException) -> BadImage:
         return BadImage(os.strerror(error.errno).lower(), name)
     if isinstance(error, Image.UnidentifiedImageError):
         return BadImage("not an image of a format we read (" + ", ".join(FORMATS) + ")", name)
-    return BadImage(str(error) or type(error).__name__, name)
+    return BadImage(f"damaged, or of an unusual kind ({str(error) or type(error).__name__})", name)

@@ -72,6 +72,8 @@ class Report:
     """For labelled segmentation: how many masks hold each region index."""
     others: dict[str, int]
     """Files that are no images, by extension."""
+    runs: int
+    """Folders that hold a run: none of their pictures is counted, or trained on."""
     environment: list[str]
     """Trouble with the installed packages."""
     suggestions: list[str] = field(default_factory=list)
@@ -97,6 +99,7 @@ class Report:
             (self.transparent, "transparent, composited on white"),
             (self.animated, "animated, first frame used"),
             (self.cropped, "lose more than half to the centre crop"),
+            (self.runs, "run folders passed over"),
         )
         out += [f"  {count} {text}" for count, text in notes if count]
         if self.classes:
@@ -174,6 +177,7 @@ def examine(path: str | os.PathLike[str], size: int = 64) -> Report:
         masks=source.has_masks,
         regions=dict(sorted(regions.items())),
         others=_sorted(Counter(source.others)) if isinstance(source, FolderSource) else {},
+        runs=source.runs if isinstance(source, FolderSource) else 0,
         environment=_environment(),
     )
     report.suggestions.extend(_suggestions(report, source))
@@ -296,8 +300,9 @@ def _suggestions(report: Report, source: Source) -> list[str]:
         out.append("the bad files will be left out; remove them to be rid of the warning")
     if not report.images:
         out.append(f"no images found: looked for {', '.join(sorted(EXTENSIONS))}")
-    if unsupported := sum(report.others.get(s, 0) for s in (".heic", ".heif", ".avif", ".jxl")):
-        out.append(f"{unsupported} HEIC, AVIF or JPEG XL files are not read: convert them to JPEG or PNG")
+    passed_over = _unread()
+    if unread := {s: n for s, n in report.others.items() if s in passed_over}:
+        out.append(f"pictures of kinds that are not read ({_counts(unread)}): convert them to JPEG or PNG")
     if raw := sum(report.others.get(s, 0) for s in (".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf")):
         out.append(f"{raw} camera raw files are not read: export them as JPEG or 16-bit PNG")
     if report.usable and len(report.tiny) > 0.05 * report.usable and report.width and report.height:
@@ -326,6 +331,14 @@ def _suggestions(report: Report, source: Source) -> list[str]:
     if report.ok and not out:
         out.append("nothing stands in the way")
     return out
+
+
+def _unread() -> set[str]:
+    """Extensions of pictures that are passed over: what Pillow opens and `EXTENSIONS` lacks, and some it cannot."""
+    recognised_only = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
+    opened = Image.registered_extensions().items()
+    known = {suffix for suffix, kind in opened if kind in Image.OPEN and kind not in recognised_only}
+    return {".heic", ".heif", ".avif", ".jxl"} | known - EXTENSIONS.keys()
 
 
 def _listed(what: str, items: Sequence[str], shown: int = 10) -> list[str]:

@@ -103,7 +103,7 @@ def limited(records: Sequence[Record], limit: int | None) -> Sequence[Record]:
 
 
 class FolderSource:
-    """Image files below a folder, symbolic links followed, hidden files and folders left out.
+    """Image files below a folder, symbolic links followed; hidden files and folders, and runs, left out.
 
     - `images/` and `masks/` with equal stems, below equal sub-folders if any: a labelled segmentation set.
     - `train/` with perhaps `val/` and `test/`: its own splits, each laid out like a folder.
@@ -116,6 +116,8 @@ class FolderSource:
             raise ValueError(f"{root} is {'not a folder' if self.root.exists() else 'not there'}")
         self.others: dict[str, int] = {}
         """Files that are no images, counted by extension."""
+        self.runs = 0
+        """Folders below that hold a run, whose pictures are a model's."""
         self.unreadable: Sequence[tuple[str, str]] = []
         self.has_masks = False
         parts: dict[Split | None, Path] = {None: self.root}
@@ -178,6 +180,10 @@ class FolderSource:
                 folders.clear()
                 continue
             seen.add((status.st_dev, status.st_ino))
+            if "config.json" in files and "checkpoints" in folders and Path(here) != top:
+                self.runs += 1
+                folders.clear()
+                continue
             folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__MACOSX")
             for name in sorted(files):
                 if name.startswith("."):
