@@ -52,7 +52,7 @@ from pellucid.types import Batch, Control, Readout
 
 OWN_TEACHER = ("hybrid", "kernel")
 """Forms whose masks learn from something else than the decoder that paints under them."""
-REGION_GUIDANCE = 5.0
+REGION_GUIDANCE = 8.0
 """How far beyond its word a painter that is given the masks is followed, where it is one of its own: what it says under
 the masks, further away from what it says when all pixels are in all regions alike. Guidance by a weakened pass of the
 same network, as in autoguidance (Karras et al., 2024) and perturbed-attention guidance (Ahn et al., 2024); there is no
