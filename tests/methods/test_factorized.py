@@ -11,6 +11,7 @@ from torch import nn
 
 from pellucid.methods.baselines.ddpm import DDPM, DDPMConfig
 from pellucid.methods.factorized import (
+    REGION_GUIDANCE,
     CodePainter,
     Factorized,
     FactorizedConfig,
