@@ -390,7 +390,7 @@ def test_only_a_painter_that_it_was_measured_with_is_guided_unless_asked():
     assert "region_guidance" not in make(form="kernel", regions=1).controls
     assert "region_guidance" not in make(form="shared").controls
     found = {p: make(form="kernel", painter=p).controls["region_guidance"].default for p in ("own", "shared")}
-    assert found == {"own": 5.0, "shared": 1.0}
+    assert found == {"own": REGION_GUIDANCE, "shared": 1.0}
 
 
 def test_a_region_that_the_picture_does_not_have_is_said(monkeypatch):

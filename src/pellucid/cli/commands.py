@@ -170,6 +170,7 @@ class Train:
             return
         from pellucid.data.catalog import open_data
         from pellucid.recipes import DataSpec, build, changed, recipe, recipe_to_json
+        from pellucid.train.preview import samples_of
         from pellucid.train.trainer import device_of, train
 
         if self.recipe not in recipes():
@@ -208,7 +209,7 @@ class Train:
         with Progress() as progress:
             result = train(
                 method, data, made.train, where, meta=recipe_to_json(made),
-                preview=preview_of(made), resume=self.resume, on_event=progress.on_event,
+                preview=samples_of(made.method, made.train.seed), resume=self.resume, on_event=progress.on_event,
             )  # fmt: skip
         if result.state == "paused":
             say(f"paused at step {result.step}; the same command continues it")
@@ -231,26 +232,6 @@ def _cpu_has_bf16() -> bool:
     import torch
 
     return bool(torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported())
-
-
-def preview_of(made: Any) -> Any:
-    """A picture of what the model makes, at the same seed each time: samples, and their masks under them."""
-
-    def draw(method: Any) -> Any:
-        import torch
-
-        from pellucid.train.preview import grid, overlay
-
-        if not method.controls:
-            return None
-        sample = method.sample(8, torch.Generator().manual_seed(made.train.seed), num_steps=25)
-        rows = [sample.images.cpu().expand(-1, 3, -1, -1)]
-        if "masks" in sample.readouts:
-            rows.append(overlay(sample.images.cpu(), sample.readouts["masks"].argmax(1).cpu()))
-        about = {"recipe": made.method, "seed": made.train.seed, "controls": dict(sample.controls)}
-        return grid(torch.cat(rows)), about
-
-    return draw
 
 
 @dataclass

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.cli.commands import preview_of
 from pellucid.data.catalog import open_data
 from pellucid.evaluate import evaluate, record, table
 from pellucid.model import Model, load
 from pellucid.recipes import DataSpec, build, recipe, recipe_to_json
-from pellucid.train.preview import grid, overlay, save_png
+from pellucid.train.preview import grid, overlay, samples_of, save_png
 from pellucid.train.trainer import Event, train
 
 
@@ -44,7 +43,7 @@ def demo(
         made.train,
         run,
         meta=recipe_to_json(made),
-        preview=preview_of(made),
+        preview=samples_of(made.method, made.train.seed),
         on_event=on_event,
     )
     if result.state == "paused":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
+
+from pellucid.methods.base import Method
 
 PALETTE = (
     (230, 75, 53), (77, 187, 213), (0, 160, 135), (60, 84, 136), (243, 155, 127), (132, 145, 180),
@@ -66,3 +68,18 @@ def save_png(path: Path, picture: Image.Image, made_by: Mapping[str, Any]) -> No
     part = path.with_name(f".{path.name}.part")
     picture.save(part, "PNG", pnginfo=info)
     os.replace(part, path)
+
+
+def samples_of(name: str, seed: int) -> Callable[[Method], tuple[Image.Image, dict[str, Any]] | None]:
+    """Draws what a method makes of the same noise each time, with its masks below; and says what made the picture."""
+
+    def draw(method: Method) -> tuple[Image.Image, dict[str, Any]] | None:
+        if not method.controls:
+            return None
+        sample = method.sample(8, torch.Generator().manual_seed(seed), num_steps=25)
+        rows = [sample.images.cpu().expand(-1, 3, -1, -1)]
+        if "masks" in sample.readouts:
+            rows.append(overlay(sample.images.cpu(), sample.readouts["masks"].argmax(1).cpu()))
+        return grid(torch.cat(rows)), {"recipe": name, "seed": seed, "controls": dict(sample.controls)}
+
+    return draw
