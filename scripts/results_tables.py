@@ -1,4 +1,4 @@
-"""Write the tables of docs/results.md from the JSON files in docs/results.
+"""Write the tables of the docs from the JSON files in docs/results.
 
     python scripts/results_tables.py            # writes them
     python scripts/results_tables.py --check    # exits 1 and names the tables that are not those of the files
@@ -19,6 +19,7 @@ from typing import Any
 from pellucid.reproduce.harness import cell
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
+PAGES = tuple(RESULTS.parent / name for name in ("results.md", "factorized.md"))
 DISTANCES = {
     "fd_efflite0": "FD",
     "kid_efflite0": "KID",
@@ -41,13 +42,6 @@ COLUMNS = {
     "factorized-generate": DISTANCES,
     "factorized-guidance": DISTANCES,
     "factorized-ablation": SCORES | {"fd_efflite0": "FD"},
-    "factorized-codes": SCORES,
-    "factorized-hierarchy": {
-        "coarse_iou": "IoU, first level",
-        "fine_ari": "ARI, finest",
-        "fine_oracle_iou": "IoU, finest, oracle",
-        "smallest_region": "smallest fine region",
-    },
 }
 BLOCK = re.compile(r"<!-- table (\S+) -->\s*(.*?)\s*<!-- end -->", re.DOTALL)
 
@@ -88,13 +82,15 @@ def main() -> int:
     )
     parser.add_argument("--check", action="store_true", help="change nothing; say which tables differ")
     check = parser.parse_args().check
-    path = RESULTS.with_suffix(".md")
-    page, other = filled(path.read_text())
-    if other:
-        print(f"{path}: {', '.join(other)} {'differ from' if check else 'written anew from'} {RESULTS}")
-    if not check:
-        path.write_text(page)
-    return int(check and bool(other))
+    differing = False
+    for path in PAGES:
+        page, other = filled(path.read_text())
+        if other:
+            differing = True
+            print(f"{path}: {', '.join(other)} {'differ from' if check else 'written anew from'} {RESULTS}")
+        if not check:
+            path.write_text(page)
+    return int(check and differing)
 
 
 if __name__ == "__main__":

@@ -127,7 +127,8 @@ def _splits(spec: str, model: Model) -> tuple[Split, ...]:
     found = tuple(s for s in every if s in there) or ("train",)
     held_out = tuple(s for s in found if s != "train")
     seen = model.trained_on
-    same = seen.get("place") is not None and seen["place"] == place_of(spec)
+    place = seen.get("place") or place_of(model.recipe.data.spec)
+    same = place is not None and place == place_of(spec)
     if not same and "fingerprint" in seen and "train" in found:  # it may have been moved or copied
         made = model.recipe.data
         same = seen["fingerprint"] == open_data(

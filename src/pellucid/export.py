@@ -32,7 +32,7 @@ def export(run: str | Path, out: Path, *, which: str = "last") -> Path:
         config = {
             "recipe": recipe_to_json(model.recipe),
             "made_by": provenance(),
-            "data": model.trained_on,
+            "data": {k: v for k, v in model.trained_on.items() if k != "place"},
         }
         (work / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         (work / "README.md").write_text(card(model, Path(run)))

@@ -221,6 +221,7 @@ def load(origin: str | Path, *, device: str = "auto", which: str = "last") -> Mo
     try:
         data = json.loads(path.read_text())
         made = recipe_from_json(data["recipe"], str(path))
+        trained_on = dict(data.get("data", {}))
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no config of pellucid: {error}") from None
     exported = folder / "model.safetensors"
@@ -236,7 +237,7 @@ def load(origin: str | Path, *, device: str = "auto", which: str = "last") -> Mo
         raise ValueError(
             f"the weights in {folder} do not fit its config: {str(error).splitlines()[0]}"
         ) from None
-    return Model(method.to(device_of(device)), made, name, data.get("data"))
+    return Model(method.to(device_of(device)), made, name, trained_on)
 
 
 def _from_hub(name: str) -> Path:

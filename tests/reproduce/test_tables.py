@@ -71,10 +71,18 @@ def test_networks_trained_side_by_side_are_those_trained_one_by_one(tmp_path):
         make("factorized-guidance", tmp_path, jobs=0)
 
 
-def test_a_network_that_fails_beside_others_says_why(tmp_path):
-    (tmp_path / "runs").write_text("not a folder")
-    with pytest.raises(ValueError, match="runs"):
-        make("factorized-guidance", tmp_path, jobs=2)
+def test_a_network_that_fails_beside_others_says_why_and_none_is_begun_after_it(tmp_path):
+    from pellucid.reproduce.harness import _planned, train_all
+
+    setting = Setting(
+        scale="tiny", seeds=(0, 1, 2), data=("scenes",), out=tmp_path, say=print, size=16, steps=2, jobs=2
+    )
+    _, _, first = _planned(setting, "ddpm", "scenes", 0, {})
+    first.parent.mkdir(parents=True)
+    first.write_text("in the way")
+    with pytest.raises(ValueError, match="cannot be written"):
+        train_all(setting, [("ddpm", {}), ("segmenter", {})])
+    assert len([p for p in first.parent.iterdir() if p.is_dir()]) <= 2
 
 
 def test_a_run_that_was_stopped_is_no_result(tmp_path, monkeypatch):

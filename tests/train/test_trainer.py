@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
 from pellucid.methods.base import Method
@@ -276,16 +277,28 @@ def test_a_first_attempt_that_failed_does_not_hold_the_folder(tmp_path):
 
 
 def test_the_best_is_marked_where_a_kill_came_before_its_mark(tmp_path):
-    go(tmp_path / "run", stop_after=4)
+    config = replace(CONFIG, checkpoint_every=2)
+    go(tmp_path / "run", config, stop_after=2)
     mark = tmp_path / "run" / "checkpoints" / "best.json"
+    before = mark.read_text()
+    go(tmp_path / "run", config, stop_after=2)
     marked = mark.read_text()
-    mark.unlink()
+    assert marked != before
+    mark.write_text(before)
     at_start = []
     go(
         tmp_path / "run",
+        config,
         on_event=lambda kind, _: at_start.append(mark.read_text()) if kind == "start" else None,
     )
     assert at_start == [marked]
+
+
+def test_a_folder_that_is_being_trained_is_left_alone(tmp_path):
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(TrainingError, match="by another process"):
+        go(tmp_path / "run")
+    go(tmp_path / "run")
 
 
 def test_the_same_pictures_by_another_name_continue_a_run(tmp_path):

@@ -487,6 +487,8 @@ class Reproduce:
             return
         if self.table not in TABLES:
             raise ValueError(f"no table named {self.table!r}; there are {', '.join(TABLES)}")
+        from pellucid.reproduce.harness import side_by_side
+
         report = TABLES[self.table].run(
             scale=self.scale,
             seeds=self.seeds,
@@ -494,7 +496,7 @@ class Reproduce:
             data=self.data,
             size=self.size,
             steps=self.steps,
-            jobs=self.jobs,
+            jobs=side_by_side(self.scale) if self.jobs is None else self.jobs,
             say=say,
         )
         for line in report.lines():

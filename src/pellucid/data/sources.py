@@ -180,7 +180,8 @@ class FolderSource:
                 folders.clear()
                 continue
             seen.add((status.st_dev, status.st_ino))
-            if "config.json" in files and "checkpoints" in folders and Path(here) != top:
+            is_run = "config.json" in files and ("checkpoints" in folders or "log.jsonl" in files)
+            if is_run and Path(here) != top:
                 self.runs += 1
                 folders.clear()
                 continue

@@ -29,25 +29,25 @@ class Table:
         data: tuple[str, ...] = (),
         size: int | None = None,
         steps: int | None = None,
-        jobs: int | None = None,
+        jobs: int = 1,
         say: Callable[[str], None] = lambda text: None,
     ) -> Report:
         """Train what has to be trained, score, and write NAME.json, NAME.txt and pictures into `out`.
 
-        `jobs` networks are trained side by side: on a CPU as many as it has cores, 8 at most, unless told otherwise;
-        one where there is a GPU.
+        `jobs` networks are trained side by side, in processes that import the main module anew (so a script that
+        asks for more than one needs `if __name__ == "__main__"`).
 
         Raises ValueError where `seeds` or `jobs` is below 1 or a data set cannot be opened.
         """
         from importlib import import_module
 
-        from pellucid.reproduce.harness import Setting, side_by_side
+        from pellucid.reproduce.harness import Setting
 
         if seeds is None:
             seeds = 1 if scale == "tiny" else 3
         if seeds < 1:
             raise ValueError(f"seeds is {seeds}; a table needs one at least, and three to show a spread")
-        if jobs is not None and jobs < 1:
+        if jobs < 1:
             raise ValueError(f"jobs is {jobs}; at least one network is trained at a time")
         setting = Setting(
             scale=scale,
@@ -57,7 +57,7 @@ class Table:
             say=say,
             size={"tiny": 16, "cpu": 32, "gpu": 64, "paper": 64}[scale] if size is None else size,
             steps=steps,
-            jobs=side_by_side(scale) if jobs is None else jobs,
+            jobs=jobs,
         )
         report: Report = import_module(f"pellucid.reproduce.{self.module}").run(setting)
         report.written = report.write(out)

@@ -17,7 +17,8 @@ from pellucid.reproduce.generate import (
 from pellucid.reproduce.harness import Report, Setting, file_name, read_masks, train_all, trained
 
 GUIDANCE = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0)
-"""None, and what may become the default, REGION_GUIDANCE."""
+"""1 is none; the default has to be among them."""
+assert REGION_GUIDANCE in GUIDANCE
 FIRST_SEED = 100
 """Other tables count their seeds from 0."""
 

@@ -9,8 +9,10 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -161,13 +163,24 @@ def train_all(setting: Setting, networks: Iterable[tuple[str, Mapping[str, Any]]
     pool = ProcessPoolExecutor(
         jobs, mp_context=get_context("spawn"), initializer=_job_begins, initargs=(max(1, cores() // jobs),)
     )
-    quiet = replace(setting, say=_silent)
+    quiet, rest = replace(setting, say=_silent), iter(missing)
+    begin = lambda n: {pool.submit(_job, quiet, *w) for w in islice(rest, n)}
     try:
-        for done in as_completed([pool.submit(_job, quiet, *w) for w in missing]):
-            for line in done.result():
+        running = begin(
+            jobs
+        )  # no more than run: what a pool has queued for its processes cannot be called back
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for line in chain.from_iterable(future.result() for future in done):
                 setting.say(line)
+            running |= begin(len(done))
+    except BrokenProcessPool:
+        raise ValueError(
+            f"a process was ended from outside, as a rule for lack of memory; fewer networks side by side need less "
+            f"(--jobs, now {jobs}), and the same command continues"
+        ) from None
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown()
 
 
 def side_by_side(scale: Scale) -> int:

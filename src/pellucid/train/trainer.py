@@ -31,6 +31,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor, nn
 
@@ -290,9 +291,30 @@ def provenance() -> dict[str, Any]:
 
 
 def place_of(spec: str) -> str | None:
-    """Stands for where a user's pictures lie, without telling it to whoever is given the model; None if not on disk."""
+    """Stands for the folder or file where a user's pictures lie, wherever it is named from; None if not on disk."""
     path = Path(spec).expanduser()
     return hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16] if path.exists() else None
+
+
+@contextlib.contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """The run folder, made where it is not there, for one process at a time; a lock that ends with the process."""
+    lock = FileLock(run / ".lock")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise TrainingError(
+            f"{run} is being trained by another process; wait for its end, or name another folder with --out"
+        ) from None
+    except NotImplementedError:  # a file system without locks
+        pass
+    except OSError as error:
+        raise TrainingError(f"the run folder {run} cannot be written: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _claim(run: Path, recipe: Mapping[str, Any], data: str, steps: int, resume: bool) -> None:
@@ -303,7 +325,6 @@ def _claim(run: Path, recipe: Mapping[str, Any], data: str, steps: int, resume: 
     path = run / "config.json"
     seen = {"fingerprint": data, "place": place_of(str(recipe.get("data", {}).get("spec", "")))}
     try:
-        run.mkdir(parents=True, exist_ok=True)
         began = json.loads(path.read_text()) if path.exists() else None
         if began is not None and "recipe" not in began:
             raise KeyError("recipe")
@@ -335,7 +356,7 @@ def _claim(run: Path, recipe: Mapping[str, Any], data: str, steps: int, resume: 
         ours = provenance()
         known: dict[str, Any] = {"made_by": ours, "data": seen}
         if began is not None:  # what began the run is kept beside what continues it
-            known = {k: v for k, v in began.items() if k != "recipe"}
+            known |= {k: v for k, v in began.items() if k != "recipe"}
             if known.get("made_by") != ours:
                 known["continued_by"] = ours
         part = path.with_suffix(".part")
@@ -381,7 +402,7 @@ def train(
     """
     device = device_of(config.device)
     ranks = world(device)
-    with stop_signals() as wanted:
+    with stop_signals() as wanted, _alone(run) if ranks.main else contextlib.nullcontext():
         if ranks.main:
             _claim(run, meta, dataset.fingerprint, config.steps * len(method.stages()), resume)
         ranks.wait()
@@ -446,9 +467,10 @@ class _Run:
                 player.load(optim)
         self.step = found.step
         self.best, self.loss = (_float(found.state[k]) for k in ("best", "loss"))
-        marked = best(self.run)
-        if self.ranks.main and self.loss <= self.best and (marked is None or marked.step < found.step):
-            mark_best(self.run, found, self.loss)  # a kill came between the checkpoint and its mark
+        if self.ranks.main and self.loss <= self.best:
+            marked = best(self.run)
+            if marked is None or marked.step < found.step:  # a kill came between the checkpoint and its mark
+                mark_best(self.run, found, self.loss)
         if found.state.get("data") != self.dataset.fingerprint:
             text = "the pictures are not those that the run began with; it continues on what is there now"
             self.say("note", {"text": text})
