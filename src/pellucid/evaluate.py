@@ -127,7 +127,9 @@ def _splits(spec: str, model: Model) -> tuple[Split, ...]:
     found = tuple(s for s in every if s in there) or ("train",)
     held_out = tuple(s for s in found if s != "train")
     seen = model.trained_on
-    place = seen.get("place") or place_of(model.recipe.data.spec)
+    named = model.recipe.data.spec
+    # an export does not say where its pictures lay, but their name may still lead there
+    place = seen["place"] if "place" in seen else None if named in BUILT_IN else place_of(named)
     same = place is not None and place == place_of(spec)
     if not same and "fingerprint" in seen and "train" in found:  # it may have been moved or copied
         made = model.recipe.data

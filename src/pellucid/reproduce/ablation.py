@@ -74,5 +74,5 @@ def run(setting: Setting) -> Report:
         report.notes.append(
             f"{spec}: by IoU under one assignment, {' > '.join(order)} (thesis: {' > '.join(PAPER)})"
         )
-    report.conditions |= {"scale": setting.scale, "seeds": list(setting.seeds), "images": n}
+    report.conditions |= setting.conditions(images=n)
     return report

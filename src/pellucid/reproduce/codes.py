@@ -52,6 +52,6 @@ def run(setting: Setting) -> Report:
                 method, _ = trained(setting, "factorized-code", spec, seed, changed=changed)
                 masks = read_masks(method, val, n_val), read_masks(method, test, n_test)
                 report.add(spec, row, both_protocols((masks[0], yv), (masks[1], yt)))
-    report.conditions |= {"scale": setting.scale, "seeds": list(setting.seeds)}
+    report.conditions |= setting.conditions()
     report.notes.append("more regions give the oracle more to choose from: compare K under one assignment")
     return report

@@ -31,6 +31,8 @@ from pellucid.reproduce.harness import (
 from pellucid.reproduce.segment import LIMITS, ddpm_masks
 from pellucid.train.preview import grid, overlay, save_png
 
+SAMPLED_BY = "ddim, 25 steps"
+"""What `generate` does, as the tables' conditions name it."""
 COUNTS = {"tiny": 16, "cpu": 300, "gpu": 5000, "paper": 50_000}
 PAPER = {
     "factorized (default)": {},
@@ -172,10 +174,5 @@ def run(setting: Setting) -> Report:
     )
     if report.conditions.get("region_guidance", 1) != 1:
         report.notes.append("with region guidance the painter runs twice at each of the 25 steps")
-    report.conditions |= {
-        "scale": setting.scale,
-        "seeds": list(setting.seeds),
-        "images": n,
-        "sampler": "ddim, 25 steps",
-    }
+    report.conditions |= setting.conditions(images=n, sampler=SAMPLED_BY)
     return report

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pellucid.methods.factorized import REGION_GUIDANCE
 from pellucid.reproduce.generate import (
     COUNTS,
+    SAMPLED_BY,
     RealPictures,
     distance_columns,
     extractor,
@@ -64,12 +65,7 @@ def run(setting: Setting) -> Report:
         f"({relative(best):.3f}); the default of a painter of its own is {REGION_GUIDANCE:g} "
         f"({relative(REGION_GUIDANCE):.3f})"
     )
-    report.conditions |= {
-        "scale": setting.scale,
-        "seeds": list(setting.seeds),
-        "images": n,
-        "sampler": "ddim, 25 steps",
-    }
+    report.conditions |= setting.conditions(images=n, sampler=SAMPLED_BY)
     return report
 
 

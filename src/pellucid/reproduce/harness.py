@@ -50,6 +50,10 @@ class Setting:
     jobs: int = 1
     """Networks trained side by side."""
 
+    def conditions(self, **more: Any) -> dict[str, Any]:
+        """What a table says it was made under."""
+        return {"scale": self.scale, "seeds": list(self.seeds), **more}
+
 
 @dataclass(frozen=True)
 class Column:
@@ -154,11 +158,13 @@ def train_all(setting: Setting, networks: Iterable[tuple[str, Mapping[str, Any]]
     Each job is a process with an equal share of the cores. Where there is one job, or one network is missing at
     most, nothing is done: `trained` trains here. An interrupt pauses them all; the same command continues.
     """
+    if setting.jobs < 2:
+        return
     wanted = [(n, d, s, dict(c)) for s in setting.seeds for d in setting.data for n, c in networks]
     missing = [w for w in wanted if not _is_trained(setting, *w)]
-    if min(setting.jobs, len(missing)) < 2:
-        return
     jobs = min(setting.jobs, len(missing))
+    if jobs < 2:
+        return
     setting.say(f"training {len(missing)} networks, {jobs} at a time")
     pool = ProcessPoolExecutor(
         jobs, mp_context=get_context("spawn"), initializer=_job_begins, initargs=(max(1, cores() // jobs),)

@@ -69,7 +69,7 @@ def run(setting: Setting) -> Report:
                     path = setting.out / f"factorized-hierarchy-{file_name(spec)}-{name}.png"
                     save_png(path, grid(show, columns=12), {"rows": "picture, first level, finest"})
                     report.pictures.append(path.name)
-    report.conditions |= {"scale": setting.scale, "seeds": list(setting.seeds)}
+    report.conditions |= setting.conditions()
     return report
 
 

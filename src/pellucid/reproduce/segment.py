@@ -163,7 +163,7 @@ def run(setting: Setting) -> Report:
         report.pictures.append(_picture(setting.out, spec, xt, yt, shown))
         _compare(report, spec)
         report.notes.append(f"{spec}, constants chosen on validation pictures: {'; '.join(choices)}")
-    report.conditions |= {"scale": setting.scale, "seeds": list(setting.seeds), "size": setting.size}
+    report.conditions |= setting.conditions(size=setting.size)
     report.notes.append(
         "IoU, Dice and accuracy under one assignment: which regions are foreground is chosen once, on validation "
         "pictures, and used for all test pictures. Oracle: chosen for each test picture with its truth. The "

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from pellucid.methods.base import Method
 
+Preview = Callable[[Method], tuple[Image.Image, dict[str, Any]] | None]
+"""Called with the method carrying its averaged weights -> a picture of what it makes, and what made the picture."""
 PALETTE = (
     (230, 75, 53), (77, 187, 213), (0, 160, 135), (60, 84, 136), (243, 155, 127), (132, 145, 180),
     (145, 209, 194), (220, 0, 0), (126, 97, 72), (176, 156, 133), (255, 205, 86), (90, 24, 154),
@@ -70,7 +72,7 @@ def save_png(path: Path, picture: Image.Image, made_by: Mapping[str, Any]) -> No
     os.replace(part, path)
 
 
-def samples_of(name: str, seed: int) -> Callable[[Method], tuple[Image.Image, dict[str, Any]] | None]:
+def samples_of(name: str, seed: int) -> Preview:
     """Draws what a method makes of the same noise each time, with its masks below; and says what made the picture."""
 
     def draw(method: Method) -> tuple[Image.Image, dict[str, Any]] | None:

@@ -32,7 +32,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from PIL import Image
 from torch import Tensor, nn
 
 from pellucid.data.images import Dataset
@@ -42,13 +41,11 @@ from pellucid.train.checkpoint import Checkpoint, best, latest, mark_best, prune
 from pellucid.train.distributed import World, all_whole, placed, shard, whole, world
 from pellucid.train.ema import EMA
 from pellucid.train.log import Log
-from pellucid.train.preview import save_png
+from pellucid.train.preview import Preview, save_png
 from pellucid.types import Batch
 
 Event = Callable[[str, dict[str, Any]], None]
 """Called with a kind ("start", "step", "saved", "note", "end") and its figures; the command line draws from it."""
-Preview = Callable[[Method], tuple[Image.Image, dict[str, Any]] | None]
-"""Called with the method carrying its averaged weights -> a picture of what it makes, and what made the picture."""
 
 
 class TrainingError(ValueError):
