@@ -58,7 +58,8 @@ def name(request) -> str:
 @pytest.fixture
 def method(name):
     method = build(made(name))
-    method.prepare(lambda n: iter([a_batch(8).x0]))
+    for stage in method.stages():
+        stage.prepare(lambda n: iter([a_batch(8).x0]))
     return method
 
 
@@ -124,7 +125,7 @@ def other_value(name: str, declared: Mapping[str, Control]) -> dict:
     given = {} if not other else {other: choice} if choice else other_value(other, declared)
     if control.kind == "image":
         given[name] = a_batch(1).x0 * (-1 if control.needs else 1)
-    elif control.kind == "regions":
+    elif control.kind == "indices":
         given |= {"strength": 0.5, name: (0,)}
     elif control.kind == "choice":
         given[name] = control.choices[-1]

@@ -41,6 +41,8 @@ class Batch:
     """(B, H, W) int64; 0 is ground, 1.. are objects."""
     truth: Mapping[str, Tensor] = field(default_factory=dict)
     """Further ground truth by name (attributes, depth, pose), batch axis first."""
+    derived: Mapping[str, Tensor] = field(default_factory=dict)
+    """What frozen parts of the method say of each sample (`Stage.derive`), computed before the stage and kept."""
 
     def __len__(self) -> int:
         return len(self.x0)
@@ -52,6 +54,7 @@ class Batch:
             labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
             masks=None if self.masks is None else self.masks.to(device, non_blocking=True),
             truth={k: v.to(device, non_blocking=True) for k, v in self.truth.items()},
+            derived={k: v.to(device, non_blocking=True) for k, v in self.derived.items()},
         )
 
 
@@ -74,10 +77,12 @@ class Control:
     """Something a user may set when a method samples or edits.
 
     `int` and `float` lie in [low, high]; `choice` is one of `choices` (or an index into them);
-    `image` is a (B, C, H, W) tensor in [-1, 1]; `regions` is a set of region indices.
+    `image` is a (B, C, H, W) tensor in [-1, 1]; `indices` is a set of whole numbers in [low, high], as text "0,2";
+    `bits` is a row of `high` switches, as text "01011"; `sliders` sets some of the numbers that `choices` names, each
+    in [low, high], as text "name=1.5,other=-1".
     """
 
-    kind: Literal["int", "float", "choice", "image", "regions"]
+    kind: Literal["int", "float", "choice", "image", "indices", "bits", "sliders"]
     help: str
     default: Any = None
     low: float | None = None
@@ -94,10 +99,12 @@ class Readout:
     """Something a method finds inside an image.
 
     `masks` are probabilities over K regions, (K, H, W), that sum to 1 at each pixel; `shares` are
-    K numbers that sum to 1; `vector` is anything else of fixed length.
+    K numbers that sum to 1; `bits` are the probabilities that each of n switches is on; `vector` is anything else
+    of fixed length, its entries named by `names` where they have names.
     """
 
-    kind: Literal["masks", "shares", "vector"]
+    kind: Literal["masks", "shares", "bits", "vector"]
     help: str
     shape: tuple[int | str, ...]
     """Without the batch axis; a letter stands for a size that follows the image ("H", "W")."""
+    names: tuple[str, ...] = ()

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pellucid.cli import main
-from pellucid.cli.commands import free, parse, slug
+from pellucid.cli.commands import free, pairs, slug
 
 
 @pytest.fixture
@@ -202,7 +202,7 @@ def test_controls_are_listed(tiny_run, capsys):
         ("num_steps=many", "many"),
         ("sampler=euler", "euler"),
         ("num_steps", "NAME=VALUE"),
-        ("regions=first", "region numbers"),
+        ("regions=first", "numbers from 0 to 2"),
     ],
 )
 def test_settings_that_are_wrong_say_what_is_right(tiny_run, tmp_path, setting, says, capsys):
@@ -443,8 +443,8 @@ def test_nothing_is_overwritten(tmp_path):
 
 
 def test_settings_are_names_and_texts_that_the_model_reads():
-    given = parse(("num-steps=5", "eta=0.5", "regions=0,2", "label=cat", "blend_with=b.jpg"))
-    assert given == {"num_steps": "5", "eta": "0.5", "regions": (0, 2), "label": "cat", "blend_with": "b.jpg"}
+    given = pairs(("num-steps=5", "eta=0.5", "regions=0,2", "label=cat", "blend_with=b.jpg"))
+    assert given == {"num_steps": "5", "eta": "0.5", "regions": "0,2", "label": "cat", "blend_with": "b.jpg"}
 
 
 @pytest.mark.parametrize(

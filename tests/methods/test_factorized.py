@@ -299,7 +299,7 @@ def test_impossible_configs_are_refused(options, message):
             "heun walks only once",
         ),
         ({"image": torch.zeros(1, 3, 8, 8)}, "picture is"),
-        ({"image": torch.zeros(1, 3, 16, 16), "regions": (3,)}, "regions are numbers from 0 to 2"),
+        ({"image": torch.zeros(1, 3, 16, 16), "regions": (3,)}, "numbers from 0 to 2"),
         ({"sampler": "euler"}, "one of ddim"),
         (
             {k: torch.zeros(1, 3, 16, 16) for k in ("image", "blend_with")} | {"regions": (1,)},
@@ -365,7 +365,7 @@ def test_a_network_that_goes_beyond_a_gaussian_says_v_beyond_its_v(form):
     x, t = noisy()
     torch.testing.assert_close(beyond.predict(x, t).eps, as_v.predict(x, t).eps)  # nothing is known yet
     pictures = 0.3 * torch.randn(64, *x.shape[1:], generator=torch.Generator().manual_seed(0)) - 0.5
-    beyond.prepare(lambda n: iter(pictures[:n].split(20)))
+    beyond.fit(lambda n: iter(pictures[:n].split(20)))
     logsnr = beyond.schedule.logsnr(t)
     alpha, _ = (v[:, None, None, None] for v in alpha_sigma(logsnr))
     expected = as_v.predict(x, t).eps + alpha * beyond.gaussian.v(x, logsnr)

@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from pellucid.methods.base import Method
+from pellucid.methods.base import Method, Stage
 from pellucid.recipes import DataSpec, build, recipe, recipe_to_json
 from pellucid.train.checkpoint import CheckpointError, best, latest, load_weights, steps_of
 from pellucid.train.ema import EMA
@@ -63,13 +63,13 @@ class TwoPlayers(Method):
     def stages(self):
         return (TwoPlayersStage(self),)
 
-    def prepare(self, pictures):
-        self.prepared.append(sum(len(part) for part in pictures(100)))
-        self.mean.copy_(torch.cat(list(pictures(5))).mean(0))
 
-
-class TwoPlayersStage:
+class TwoPlayersStage(Stage):
     name = "game"
+
+    def prepare(self, pictures):
+        self.method.prepared.append(sum(len(part) for part in pictures(100)))
+        self.method.mean.copy_(torch.cat(list(pictures(5))).mean(0))
 
     def __init__(self, method: TwoPlayers) -> None:
         self.method = method

@@ -265,7 +265,7 @@ class Sample:
         if self.controls:
             list_controls(model)
             return
-        chosen = parse(self.settings)
+        chosen = pairs(self.settings)
         parts = model.parts(self.n, seed=self.seed, **chosen)
         about = {"run": self.run_folder, "seed": self.seed, "set": list(self.settings)}
         write_samples(model, counted(parts, self.n), writable(self.out), about, self.json)
@@ -307,7 +307,7 @@ class Read:
         if not self.images:
             raise ValueError("name one or more pictures to read, or a folder of them")
         model = load(self.run_folder, device=self.device)
-        chosen = parse(self.settings)
+        chosen = pairs(self.settings)
         paths, failed = listed(self.images)
         writable(self.out)
         readings = {}
@@ -372,7 +372,7 @@ class Edit:
         model = load(self.run_folder, device=self.device)
         if "image" not in model.controls:
             raise ValueError(f"{model.recipe.method} edits no pictures: it declares no `image` control")
-        chosen = parse(self.settings)
+        chosen = pairs(self.settings)
         writable(self.out)
         sample = model.edit(self.image, n=self.n, seed=self.seed, **chosen)
         about = {
@@ -382,7 +382,8 @@ class Edit:
             "set": list(self.settings),
         }
         write_samples(model, [sample], self.out, about, self.json)
-        if chosen.get("regions"):
+        if sample.controls.get("regions"):
+            chosen |= {"regions": sample.controls["regions"]}
             from pellucid.train.preview import save_png
 
             files = []
@@ -437,7 +438,7 @@ class Evaluate:
                 )
             result = evaluate_mapped(model, self.data, mapping, limit=self.limit, seed=self.seed)
         else:
-            result = evaluate(model, self.data, limit=self.limit, seed=self.seed, **parse(self.settings))
+            result = evaluate(model, self.data, limit=self.limit, seed=self.seed, **pairs(self.settings))
         for line in table(result):
             say(line)
         chosen_on = result["pictures_to_choose_on"]
@@ -675,31 +676,15 @@ def listed(paths: tuple[Path, ...]) -> tuple[list[Path], list[str]]:
     return files, failed
 
 
-def parse(settings: tuple[str, ...]) -> dict[str, Any]:
-    """("num_steps=50", "regions=0,2") -> {"num_steps": "50", "regions": (0, 2)}; checking is the model's."""
-    return {name: _value(name, text) for name, text in pairs(settings).items()}
-
-
-def pairs(settings: tuple[str, ...]) -> dict[str, str]:
-    """("num-steps=50",) -> {"num_steps": "50"}."""
-    found: dict[str, str] = {}
+def pairs(settings: tuple[str, ...]) -> dict[str, Any]:
+    """("num-steps=50", "regions=0,2") -> {"num_steps": "50", "regions": "0,2"}; the model reads the values."""
+    found: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or not name:
             raise ValueError(f"{setting!r} is no setting; write NAME=VALUE")
         found[name.replace("-", "_")] = text
     return found
-
-
-def _value(name: str, text: str) -> Any:
-    if name == "regions":
-        try:
-            return tuple(int(v) for v in text.split(","))
-        except ValueError:
-            raise ValueError(
-                f"regions is {text!r}; write region numbers, such as regions=1 or regions=0,2"
-            ) from None
-    return text
 
 
 def list_controls(model: Model) -> None:

@@ -4,35 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pellucid.types import Batch, Control, Readout, Sample
 
+Pictures = Callable[[int], Iterator[Tensor]]
+"""n -> n of the training pictures, spread over the whole set, or all there are, as they lie there and on the CPU, in
+batches (b, C, H, W)."""
 
-class Stage(Protocol):
-    """A part of a method's training, with its own losses and optimisers."""
 
-    @property
-    def name(self) -> str: ...
+class Stage:
+    """A part of a method's training, with its own data, losses and optimisers. Subclasses set the first two."""
 
-    @property
-    def players(self) -> Mapping[str, list[nn.Parameter]]:
-        """Who owns which parameters; a player's optimiser is stepped when its losses are yielded."""
-        ...
+    name: str
+    players: Mapping[str, list[nn.Parameter]]
+    """Who owns which parameters; a player's optimiser is stepped when its losses are yielded."""
+    shows: Mapping[str, Any] | None = {}
+    """The controls by which a sample shows what this stage has learned so far; None where no sample can."""
+    derives: bool = False
+    """Whether its losses need `batch.derived`."""
+
+    def prepare(self, pictures: Pictures) -> None:
+        """Called once, before the stage's first step: what is computed from pictures and not trained.
+
+        What comes of them belongs into buffers, which checkpoints keep.
+        """
+
+    def derive(self, x0: Tensor) -> dict[str, Tensor]:
+        """What frozen parts say of pictures (B, C, H, W), sample axis first: computed once for every picture and its
+        mirror image, kept on disk, and handed to `losses` as `batch.derived`."""
+        raise NotImplementedError
 
     def losses(self, batch: Batch, rng: torch.Generator) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield (player, weighted loss terms); that player is stepped before the next is asked for.
 
         Entries whose name starts with "_" are logged and not added to the loss.
         """
-        ...
+        raise NotImplementedError
 
     def after_step(self, step: int) -> None:
-        """Called once the optimisers of a step have run: target networks, queues."""
-        ...
+        """Called once the optimisers of a step have run: target networks, queues.
+
+        Raises CollapseError where training has failed for good.
+        """
+
+    def ailing(self) -> bool:
+        """Whether the stage shows signs of a collapse now: no checkpoint then takes the place of a sound one."""
+        return False
+
+
+class CollapseError(ValueError):
+    """A stage has stopped learning for good; the message says by what sign, and the way out."""
 
 
 def resolve(
@@ -89,17 +114,71 @@ def _checked(name: str, control: Control, value: Any) -> Any:
         if (low is not None and cast < low) or (high is not None and cast > high) or cast != cast:
             raise ValueError(f"{name} is {value}; it lies between {low} and {high}")
         return cast
-    if control.kind == "regions":
-        regions = (value,) if isinstance(value, int) else tuple(value)
-        last = int(control.high or 0)
-        if not regions or any(not isinstance(r, int) or not 0 <= r <= last for r in regions):
-            raise ValueError(f"{name} is {value!r}; regions are numbers from 0 to {last}")
-        return regions
+    if control.kind == "indices":
+        return _indices(name, control, value)
+    if control.kind == "bits":
+        return _bits(name, control, value)
+    if control.kind == "sliders":
+        return _sliders(name, control, value)
     if not isinstance(value, Tensor):
         raise ValueError(
             f"{name} is a {type(value).__name__}; it is an image, a (B, C, H, W) tensor in [-1, 1]"
         )
     return value
+
+
+def _indices(name: str, control: Control, value: Any) -> tuple[int, ...]:
+    """1, (0, 2) or "0,2" -> a tuple of indices."""
+    first, last = int(control.low or 0), int(control.high or 0)
+    wanted = f"{name} is {value!r}; write numbers from {first} to {last}, such as {last} or {first},{last}"
+    if isinstance(value, str):
+        try:
+            value = tuple(int(v) for v in value.split(","))
+        except ValueError:
+            raise ValueError(wanted) from None
+    found = (value,) if isinstance(value, int) else tuple(value)
+    if not found or any(not isinstance(v, int) or not first <= v <= last for v in found):
+        raise ValueError(wanted)
+    return found
+
+
+def _bits(name: str, control: Control, value: Any) -> tuple[int, ...]:
+    """ "01011", or a sequence of 0 and 1 -> a tuple of bits."""
+    n = int(control.high or 0)
+    found = tuple(value) if isinstance(value, str | tuple | list) else (value,)
+    if len(found) != n or any(str(v) not in ("0", "1") for v in found):
+        raise ValueError(f"{name} is {value!r}; write {n} digits, each 0 or 1, such as {'01' * n:.{n}}")
+    return tuple(int(v) for v in found)
+
+
+def _sliders(name: str, control: Control, value: Any) -> dict[str, float]:
+    """{"a": 1.5}, or "a=1.5,b=-1", or one number for each name in order -> {name: number}."""
+    if isinstance(value, str):
+        items = [part.partition("=") for part in value.split(",") if part.strip()]
+        if items and not any(equals for _, equals, _ in items):
+            value = [number for number, _, _ in items]
+        else:
+            value = {key.strip(): number for key, _, number in items}
+    if isinstance(value, tuple | list):
+        if len(value) != len(control.choices):
+            raise ValueError(
+                f"{name} has {len(value)} numbers; it takes {len(control.choices)}, one for each of "
+                f"{', '.join(control.choices)}, or some of them as name=number"
+            )
+        value = dict(zip(control.choices, value, strict=True))
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError(f"{name} is {value!r}; write name=number,name=number")
+    found = {}
+    for key, number in value.items():
+        if key not in control.choices:
+            near = get_close_matches(str(key), control.choices, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{name} has no {key!r}; there are {', '.join(control.choices)}.{hint}")
+        one = Control(kind="float", help="", low=control.low, high=control.high)
+        found[key] = _checked(f"{name}.{key}", one, number)
+        if found[key] is None:
+            raise ValueError(f"{name}.{key} has no value; write {key}=NUMBER")
+    return found
 
 
 class Method(nn.Module):
@@ -110,16 +189,11 @@ class Method(nn.Module):
     readouts: Mapping[str, Readout]
     image_shape: tuple[int, int, int]
     """(C, H, W) of what it generates."""
+    reads_any_size: ClassVar[bool] = True
+    """Whether `read` takes pictures of other sizes than it generates; otherwise their centre square is read."""
 
     def stages(self) -> tuple[Stage, ...]:
         raise NotImplementedError
-
-    def prepare(self, pictures: Callable[[int], Iterator[Tensor]]) -> None:
-        """Called once, before the first step of a run: what is computed from pictures and not trained.
-
-        `pictures(n)` are n of the training pictures, spread over the whole set, or all there are, as they lie there
-        and on the CPU, in batches (b, C, H, W). What comes of them belongs into buffers, which checkpoints keep.
-        """
 
     def read(self, x: Tensor, rng: torch.Generator, **controls: Any) -> dict[str, Tensor]:
         """x (B, C, H, W) in [-1, 1] -> every declared readout, batch axis first.

@@ -7,7 +7,7 @@ blending two pictures and keeping part of one are the same for all of them, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pellucid.methods.base import Method, resolve
+from pellucid.methods.base import Method, Pictures, resolve
 from pellucid.process.gaussian import Gaussian
 from pellucid.process.guidance import clipped, guided, keep_known
 from pellucid.process.loss import diffuse
@@ -85,7 +85,7 @@ def standard_controls(class_names: tuple[str, ...], *, regions: int = 0) -> dict
     }
     if regions:
         controls["regions"] = Control(
-            kind="regions",
+            kind="indices",
             high=regions - 1,
             needs="image",
             help="regions of the given picture to regenerate; the rest is kept",
@@ -119,7 +119,8 @@ class DenoisingMethod(Method):
         self.schedule = make_schedule(schedule)
         self.gaussian = Gaussian(image_shape) if predicts == "beyond" else None
 
-    def prepare(self, pictures: Callable[[int], Iterator[Tensor]]) -> None:
+    def fit(self, pictures: Pictures) -> None:
+        """What its only stage prepares: the Gaussian that the network's words are beyond, where they are."""
         if self.gaussian is not None:
             self.gaussian.fit(pictures(FITTED_ON))
 

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from pellucid.methods.base import Stage, resolve
+from pellucid.methods.base import Pictures, Stage, resolve
 from pellucid.methods.denoising import NOTHING, DenoisingMethod, Prediction, Predicts, standard_controls
 from pellucid.methods.kernels import KernelConfig, confidence, evidence, explain, refine
 from pellucid.nets.blocks import Padding, conv3, zeroed
@@ -349,7 +349,7 @@ class Level(nn.Module):
         return Factors(masks, parts.float(), code_parts, unguided)
 
 
-class Denoising:
+class Denoising(Stage):
     """The one stage: denoise. Only a form with a teacher is asked for its masks as well, never by a label."""
 
     name = "denoise"
@@ -357,6 +357,9 @@ class Denoising:
     def __init__(self, method: Factorized) -> None:
         self.method = method
         self.players = {"model": list(method.parameters())}
+
+    def prepare(self, pictures: Pictures) -> None:
+        self.method.fit(pictures)
 
     def losses(self, batch: Batch, rng: torch.Generator) -> Iterator[tuple[str, dict[str, Tensor]]]:
         method, cfg = self.method, self.method.config
@@ -389,9 +392,6 @@ class Denoising:
         with torch.no_grad():
             terms["_smallest_region"] = shares.mean(0).min()
         yield "model", terms
-
-    def after_step(self, step: int) -> None:
-        pass
 
 
 class Factorized(DenoisingMethod):

@@ -584,8 +584,6 @@ class _Run:
     def go(self, wanted: threading.Event, stop_after: int | None) -> TrainResult:
         config = self.config
         self.restore()
-        if self.step == 0:
-            self.method.prepare(self.some_pictures)
         first, began = self.step, time.perf_counter()
         self.say(
             "start", {"step": self.step, "steps": config.steps * len(self.stages), "device": str(self.device)}
@@ -624,6 +622,8 @@ class _Run:
     ) -> bool:
         """Train one stage to its end; True where it was asked to stop before."""
         config, players = self.config, self.players[index]
+        if local == 0:
+            stage.prepare(self.some_pictures)
         if config.compile:  # the losses call the parts, not the method
             for part in self.method.children():
                 part.compile()

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pellucid.methods.base import Stage
+from pellucid.methods.base import Pictures, Stage
 from pellucid.methods.denoising import NOTHING, DenoisingMethod, Prediction, Predicts, standard_controls
 from pellucid.nets.modulation import TimeModulator
 from pellucid.nets.unet import UNet, UNetConfig
@@ -27,12 +27,15 @@ class DDPMConfig:
     """What the network's output stands for; the loss is that of the noise whatever it is."""
 
 
-class _Denoise:
+class _Denoise(Stage):
     name = "denoise"
 
     def __init__(self, method: DDPM) -> None:
         self.method = method
         self.players = {"model": list(method.parameters())}
+
+    def prepare(self, pictures: Pictures) -> None:
+        self.method.fit(pictures)
 
     def losses(self, batch: Batch, rng: torch.Generator) -> Iterator[tuple[str, dict[str, Tensor]]]:
         method, x0 = self.method, batch.x0
@@ -41,9 +44,6 @@ class _Denoise:
         eps = method.noise(x0.shape, rng)
         x_t = diffuse(x0, eps, logsnr)
         yield "model", {"denoise": denoising_loss(method.predict(x_t, t).eps, x_t, eps, logsnr).mean()}
-
-    def after_step(self, step: int) -> None:
-        pass
 
 
 class DDPM(DenoisingMethod):

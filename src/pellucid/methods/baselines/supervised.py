@@ -22,7 +22,7 @@ class SegmenterConfig:
     unet: UNetConfig = field(default_factory=UNetConfig)
 
 
-class _Label:
+class _Label(Stage):
     name = "label"
 
     def __init__(self, method: Segmenter) -> None:
@@ -34,9 +34,6 @@ class _Label:
             raise ValueError("a supervised segmenter needs data with masks")
         truth = (batch.masks > 0).long()
         yield "model", {"cross_entropy": F.cross_entropy(self.method.logits(batch.x0), truth)}
-
-    def after_step(self, step: int) -> None:
-        pass
 
 
 class Segmenter(Method):
