@@ -75,7 +75,7 @@ def test_encoding_is_the_mean_or_a_seeded_draw_around_it():
 
 def test_an_untrained_one_is_nearly_without_noise():
     mean, logvar = made(AutoencoderConfig()).moments(pictures())
-    assert (logvar / 2).exp().mean() < 0.1 * mean.std()
+    assert (logvar / 2).exp().mean() < 0.3 * mean.std()
 
 
 def test_each_picture_is_encoded_for_itself():

@@ -20,8 +20,8 @@ from pellucid.nets.blocks import NormSiLU, Padding, ResBlock, Up, conv3
 from pellucid.nets.unet import Encoder, Middle, UNetConfig
 
 START_LOGVAR = -6.0
-"""log-variance that an untrained Autoencoder gives its latents: a twentieth of their own spread. From 0 on, training
-first has to learn to outweigh the noise (20.2 against 20.9 dB after half a minute)."""
+"""Log-variance of the latents of an untrained Autoencoder: a standard deviation of a twentieth. From 0 on, training first
+has to learn to outweigh the noise (20.2 dB against 20.9 after half a minute)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,11 +140,11 @@ class Autoencoder(LatentSpace):
         unet, padding = config.unet, config.padding_mode
         widths = unet.stage_widths
         self.encoder, self.encoder_middle = Encoder(unet), Middle(unet)
-        self.to_moments = nn.Sequential(
-            NormSiLU(widths[-1]), conv3(widths[-1], 2 * config.latent_channels, padding_mode=padding)
-        )
+        tail = conv3(widths[-1], 2 * config.latent_channels, padding_mode=padding)
+        assert tail.bias is not None
         with torch.no_grad():
-            self.to_moments[1].bias[config.latent_channels :] += START_LOGVAR  # type: ignore[index]
+            tail.bias[config.latent_channels :] += START_LOGVAR
+        self.to_moments = nn.Sequential(NormSiLU(widths[-1]), tail)
         self.from_latents = conv3(config.latent_channels, widths[-1], padding_mode=padding)
         self.decoder_middle = Middle(unet)
         self.decoder = nn.ModuleList()
