@@ -16,6 +16,7 @@ BUILT_IN = {
     "clipart": "drawings over crops of photographs, with exact masks (fetched)",
     "fashion": "Fashion-MNIST: 70,000 grey pictures of clothing in ten classes (fetched)",
     "photos": "crops of photographs (fetched)",
+    "ring": "100,000 points on half a ring, in four clusters: for CoFi's figure 8, not pictures",
 }
 LENGTHS: dict[Split, int] = {"train": 50_000, "val": 2_000, "test": 5_000}
 """Samples in each split of the data sets that are made as they are asked for."""
@@ -60,6 +61,11 @@ def open_data(
         from pellucid.data.scenes import Scenes
 
         return Scenes(size=size, length=length, seed=seed, split=split, channels=channels)
+    if spec == "ring":
+        from pellucid.data.ring import Ring
+
+        whole = 100_000 if split == "train" else LENGTHS[split] * 2
+        return Ring(length=whole if limit is None else min(limit, whole), seed=seed, split=split)
     if spec in ("emoji", "clipart"):
         from pellucid.data.composites import Composites, Kind
 

@@ -46,7 +46,9 @@ def view(x: Tensor, cfg: ViewConfig, rng: torch.Generator) -> Tensor:
 
     b, c, height, _ = x.shape
     uniform = lambda: torch.rand(b, generator=rng, device=rng.device).to(x.device)
-    side = torch.lerp(torch.full((b,), cfg.crop, device=x.device), torch.ones(b, device=x.device), uniform()).sqrt()
+    side = torch.lerp(
+        torch.full((b,), cfg.crop, device=x.device), torch.ones(b, device=x.device), uniform()
+    ).sqrt()
     turn = torch.where(uniform() < 0.5, -1.0, 1.0) if cfg.mirror else torch.ones(b, device=x.device)
     place = [(1 - side) * (2 * uniform() - 1) for _ in range(2)]  # of the crop's centre, in half widths
     zero = torch.zeros_like(side)

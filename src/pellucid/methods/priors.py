@@ -42,7 +42,9 @@ class PriorConfig:
                 f"dim is {self.dim}, which {self.bits} bits do not divide into equal segments; {near} would do"
             )
         if self.kind == "onehot" and self.dim < self.codes:
-            raise ValueError(f"dim is {self.dim}; a one-hot code of {self.codes} needs as many entries at least")
+            raise ValueError(
+                f"dim is {self.dim}; a one-hot code of {self.codes} needs as many entries at least"
+            )
         if not 0 < self.mean < 1 or not 0 < self.sigma < 1:
             raise ValueError(f"mean is {self.mean} and sigma {self.sigma}; both lie between 0 and 1")
 

@@ -30,6 +30,9 @@ class GANConfig:
     """conv: channels at the full size, doubled with each halving up to `most` times. mlp: units a layer."""
     most: int = 4
     """Largest multiple of `base`."""
+    stem: int = 1
+    """conv: pixels of a side that the first and last layers take at once; 2 leaves out the full size, and with it most
+    of the arithmetic. `base` is then the width at size / stem."""
     attention: int = 16
     """The size at which there is self-attention; 0 for none."""
 
@@ -41,11 +44,15 @@ class GANConfig:
             raise ValueError(f"size is {self.size}; a power of two from 8 on")
         if self.base < 8 or self.most < 1:
             raise ValueError(f"base is {self.base} and most {self.most}; at least 8 and 1")
+        if self.kind == "conv" and (self.stem not in (1, 2, 4) or self.size // self.stem < 4):
+            raise ValueError(
+                f"stem is {self.stem}; 1, 2 or 4, and no more than a quarter of size, {self.size}"
+            )
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels at each size, from the full one down to 4 x 4."""
-        halvings = (self.size // 4).bit_length() - 1
+        """Channels at each size, from size / stem down to 4 x 4."""
+        halvings = (self.size // self.stem // 4).bit_length() - 1
         return tuple(self.base * min(2**i, self.most) for i in range(halvings + 1))
 
 
@@ -78,7 +85,9 @@ class Generator(nn.Module):
                 self.ups.append(Up(c_out))
         self.modulate = VectorModulator(widths, dim)
         self.norm = NormSiLU(widths[-1])
-        self.tail = conv3(widths[-1], cfg.channels, padding_mode="zeros")
+        self.tail = nn.Sequential(
+            conv3(widths[-1], cfg.channels * cfg.stem**2, padding_mode="zeros"), nn.PixelShuffle(cfg.stem)
+        )
 
     def forward(self, z: Tensor) -> Tensor:
         if self.cfg.kind == "mlp":
@@ -103,11 +112,15 @@ class Encoder(nn.Module):
             self.net = layers(cfg.channels, outputs, cfg.base)
             return
         widths = cfg.widths
-        self.head = conv3(cfg.channels, widths[0], padding_mode="zeros")
+        self.head = (
+            conv3(cfg.channels, widths[0], padding_mode="zeros")
+            if cfg.stem == 1
+            else nn.Conv2d(cfg.channels, widths[0], 2 * cfg.stem, stride=cfg.stem, padding=cfg.stem // 2)
+        )
         self.blocks, self.downs, self.attend = nn.ModuleList(), nn.ModuleList(), nn.ModuleDict()
         for i, (c_in, c_out) in enumerate(zip((widths[0], *widths), widths, strict=False)):
             self.blocks.append(ResBlock(c_in, c_out))
-            if cfg.attention == cfg.size // 2**i:
+            if cfg.attention == cfg.size // cfg.stem // 2**i:
                 self.attend[str(i)] = SelfAttention(c_out, max(1, c_out // 32))
             if i < len(widths) - 1:
                 self.downs.append(Down(c_out))

@@ -146,10 +146,12 @@ class CodedStage(Stage):
 
     def prepare(self, pictures: Pictures) -> None:
         method = self.method
-        if self.name == "fine":
-            method.measure_latents(pictures)
+        if self.name == "fine" and method.latents is not None:
+            method.latents.fit(pictures)
         method.fill_bank(pictures)
-        self.denoiser.fit(lambda n: (self.derive(part.to(method.device))["clean"].cpu() for part in pictures(n)))
+        self.denoiser.fit(
+            lambda n: (self.derive(part.to(method.device))["clean"].cpu() for part in pictures(n))
+        )
 
     @torch.no_grad()
     def derive(self, x0: Tensor) -> dict[str, Tensor]:

@@ -9,13 +9,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from pellucid.methods.autoencoding import Autoencoding, AutoencodingConfig
+from pellucid.methods.autoencoding import Autoencoding, UnitLatents
 from pellucid.methods.base import Method, Pictures, Stage, resolve
 from pellucid.methods.cofi.coarse import Coarse, CoarseConfig, Frequencies
 from pellucid.methods.cofi.fine import CodedDiffusion, CodedStage, FineConfig
 from pellucid.methods.priors import BitCodes, PriorConfig, make_prior
 from pellucid.nets.gan import Encoder, GANConfig, Generator
-from pellucid.nets.vae import AutoencoderConfig, PretrainedConfig, make_autoencoder
+from pellucid.nets.vae import Autoencoder, AutoencoderConfig, PretrainedConfig, make_autoencoder
 from pellucid.process.guidance import guided
 from pellucid.process.predict import to_x0
 from pellucid.process.samplers import SAMPLERS, invert
@@ -41,7 +41,8 @@ class CoFiConfig:
     """The coarse diffusion of pixels under the coarse code; None leaves the stage out."""
     autoencoder: AutoencoderConfig | PretrainedConfig | None = None
     """None: the fine stage diffuses pixels."""
-    autoencoding: AutoencodingConfig = field(default_factory=AutoencodingConfig)
+    autoencoder_kl: float = 1e-6
+    """Weight of the KL divergence where the autoencoder is trained here."""
     fine: FineConfig | None = None
     """None leaves the fine stage out."""
 
@@ -60,7 +61,9 @@ class CoFiConfig:
             ("fine", self.fine, self.latent_shape),
         ):
             if stage is not None and stage.unet.channels != shape[0]:
-                raise ValueError(f"{name}.unet.channels is {stage.unet.channels}; what it diffuses has {shape[0]}")
+                raise ValueError(
+                    f"{name}.unet.channels is {stage.unet.channels}; what it diffuses has {shape[0]}"
+                )
             if stage is not None and shape[1] % stage.unet.stride:
                 raise ValueError(
                     f"{name}.unet halves the size {len(stage.unet.multipliers) - 1} times, and what it diffuses is "
@@ -103,10 +106,10 @@ class CoFi(Method):
         self.diffusion = (
             None if config.diffusion is None else CodedDiffusion(config.diffusion, self.image_shape, d)
         )
-        self.autoencoder = None if config.autoencoder is None else make_autoencoder(config.autoencoder)
+        self.latents = (
+            None if config.autoencoder is None else UnitLatents(make_autoencoder(config.autoencoder))
+        )
         self.fine = None if config.fine is None else CodedDiffusion(config.fine, config.latent_shape, d)
-        self.register_buffer("latent_mean", torch.zeros(config.latent_shape[0], 1, 1))
-        self.register_buffer("latent_std", torch.ones(()))
         self.controls, self.readouts = self._declared()
 
     # ---- what a user may set and read --------------------------------------------------------
@@ -132,7 +135,9 @@ class CoFi(Method):
                 kind="bits", high=prior.bits, help="switches of coarse meaning; where not set they are random"
             )
             readouts["bits"] = Readout(
-                kind="bits", shape=(prior.bits,), help="how likely each switch is on, by how pictures of ours are read"
+                kind="bits",
+                shape=(prior.bits,),
+                help="how likely each switch is on, by how pictures of ours are read",
             )
         else:
             controls["code"] = Control(
@@ -176,13 +181,22 @@ class CoFi(Method):
         controls["image"] = Control(kind="image", help="read this picture's codes and start from them")
         if isinstance(prior, BitCodes):
             controls["flip"] = Control(
-                kind="indices", low=1, high=prior.bits, needs="image", help="switches to turn over, 1 is the first"
+                kind="indices",
+                low=1,
+                high=prior.bits,
+                needs="image",
+                help="switches to turn over, 1 is the first",
             )
         controls["blend_with"] = Control(
             kind="image", needs="image", help="a second picture, whose codes are blended with the first's"
         )
         controls["blend"] = Control(
-            kind="float", default=0.5, low=0.0, high=1.0, needs="blend_with", help="share of the second picture"
+            kind="float",
+            default=0.5,
+            low=0.0,
+            high=1.0,
+            needs="blend_with",
+            help="share of the second picture",
         )
         return controls, readouts
 
@@ -190,9 +204,8 @@ class CoFi(Method):
         found: list[Stage] = [Coarse(self)]
         if self.diffusion is not None:
             found.append(CodedStage(self, "diffusion", self.diffusion))
-        if isinstance(self.config.autoencoder, AutoencoderConfig):
-            assert self.autoencoder is not None
-            found.append(Autoencoding(self.autoencoder, self.config.autoencoding))
+        if self.latents is not None and isinstance(self.latents.autoencoder, Autoencoder):
+            found.append(Autoencoding(self.latents.autoencoder, kl_weight=self.config.autoencoder_kl))
         if self.fine is not None:
             found.append(CodedStage(self, "fine", self.fine))
         return tuple(found)
@@ -209,21 +222,11 @@ class CoFi(Method):
 
     def to_latent(self, x: Tensor) -> Tensor:
         """What the fine stage diffuses: the picture's latents with mean 0 and variance 1, or the picture itself."""
-        return (x if self.autoencoder is None else self.autoencoder.encode(x) - self.latent_mean) / self.latent_std
+        return x if self.latents is None else self.latents.encode(x)
 
     def to_picture(self, latent: Tensor) -> Tensor:
         """The inverse of `to_latent`, in [-1, 1]."""
-        z = latent * self.latent_std
-        return (z if self.autoencoder is None else self.autoencoder.decode(z + self.latent_mean)).clamp(-1, 1)
-
-    @torch.no_grad()
-    def measure_latents(self, pictures: Pictures) -> None:
-        """One mean for each channel and one deviation for all: directions keep their ratios, as Rombach et al. do."""
-        if self.autoencoder is None:
-            return
-        z = torch.cat([self.autoencoder.encode(part.to(self.device)) for part in pictures(512)])
-        self.latent_mean.copy_(z.mean((0, 2, 3))[:, None, None])
-        self.latent_std.copy_((z - self.latent_mean).square().mean().sqrt())
+        return (latent if self.latents is None else self.latents.decode(latent)).clamp(-1, 1)
 
     @torch.no_grad()
     def fill_bank(self, pictures: Pictures) -> None:
@@ -273,7 +276,9 @@ class CoFi(Method):
         fine = self.fine if grain == "fine" else None
 
         # drawn in one order whatever is set, so that a control changes what it says and nothing else
-        noise = torch.randn(n, *(net.shape if net is not None else (1, 1, 1)), generator=rng, device=rng.device)
+        noise = torch.randn(
+            n, *(net.shape if net is not None else (1, 1, 1)), generator=rng, device=rng.device
+        )
         noise = noise.to(self.device)
         z = self._coarse_codes(n, rng, use)
         s = torch.randn(n, fine.config.dim if fine else 1, generator=rng, device=rng.device).to(self.device)
@@ -303,7 +308,9 @@ class CoFi(Method):
     def _coarse_codes(self, n: int, rng: torch.Generator, use: Mapping[str, Any]) -> Tensor:
         """(n, d): of the prior; or of kept training codes, part of their place within their modes drawn anew."""
         z, _ = self.prior.sample(n, rng)
-        chosen = torch.randint(max(1, int(self.banked)), (n,), generator=rng, device=rng.device).to(self.device)
+        chosen = torch.randint(max(1, int(self.banked)), (n,), generator=rng, device=rng.device).to(
+            self.device
+        )
         if use.get("codes_from", 1) == 1 or not int(self.banked):
             return z
         kept = self.bank[chosen]
@@ -335,9 +342,7 @@ class CoFi(Method):
         mixed = torch.lerp(na, nb, share) / ((1 - share) ** 2 + share**2) ** 0.5
         return torch.lerp(za, zb, share), scalars, mixed
 
-    def _set(
-        self, z: Tensor, scalars: Tensor | None, use: Mapping[str, Any]
-    ) -> tuple[Tensor, Tensor | None]:
+    def _set(self, z: Tensor, scalars: Tensor | None, use: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
         """Codes with what the controls set."""
         prior = self.prior
         if isinstance(prior, BitCodes):
@@ -352,7 +357,9 @@ class CoFi(Method):
             z = z + prior.means(code) - prior.means(prior.read(z))
         if use.get("fine") is not None:
             if scalars is None:
-                raise ValueError("fine moves the sliders of grain fine; leave it out, or sample with grain=fine")
+                raise ValueError(
+                    "fine moves the sliders of grain fine; leave it out, or sample with grain=fine"
+                )
             assert self.fine is not None
             scalars = scalars.clone()
             for name, value in use["fine"].items():
@@ -366,7 +373,9 @@ class CoFi(Method):
         told = under(z, scalars)
         if scale == 1.0:
             return told
-        return guided(told, under(torch.zeros_like(z), None if scalars is None else torch.zeros_like(scalars)), scale)
+        return guided(
+            told, under(torch.zeros_like(z), None if scalars is None else torch.zeros_like(scalars)), scale
+        )
 
     def _levels(self, net: CodedDiffusion, use: Mapping[str, Any]) -> Tensor:
         table = net.schedule.steps if isinstance(net.schedule, TabulatedSchedule) else None
