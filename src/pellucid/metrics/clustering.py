@@ -1,11 +1,12 @@
 """How well clusters that nobody named agree with true classes.
 
-Clusters come first and classes second in every call: purity is not symmetric, and its arguments swapped give
-inverse purity, which is 1 where one cluster holds everything.
+Clusters come first and classes second in every call: purity is not symmetric, and its arguments swapped
+give inverse purity, which is 1 where one cluster holds everything.
 
-Purity grows with the number of clusters and shrinks with the number of classes, whatever the clusters are worth:
-K clusters of few samples score by chance, and K clusters cannot name more than K classes. It means something only
-beside `chance_purity`. NMI has the same weakness, less of it; the adjusted Rand index is 0 by chance.
+Purity grows with the number of clusters and shrinks with the number of classes, whatever the clusters are
+worth: K clusters of few samples score by chance, and K clusters cannot name more than K classes. It means
+something only beside `chance_purity`. NMI has the same weakness, less of it; the adjusted Rand index is 0
+by chance.
 
 Shapes: N samples, K clusters, C classes, n bits, D features. Clusters and classes are whole numbers of any values.
 """
@@ -74,7 +75,8 @@ def chance_purity(clusters: Tensor, classes: Tensor, rng: torch.Generator, *, sh
 def nmi(clusters: Tensor, classes: Tensor) -> float:
     """Normalised mutual information, I(clusters; classes) over the mean of their entropies, in [0, 1].
 
-    By scikit-learn, with the arithmetic mean (NMI_sum in Vinh et al. 2010). Where both put all samples together it is 1.
+    By scikit-learn, with the arithmetic mean (NMI_sum in Vinh et al. 2010). Where both put all samples
+    together it is 1.
 
     Args:
         clusters: (N,).
@@ -120,9 +122,9 @@ class MatchedBits:
 def matched_bit_accuracy(read_bits: Tensor, classes: Tensor) -> MatchedBits:
     """How often the bits that were read from a sample are those of its class.
 
-    Nobody told which code a class has, so classes are given distinct codes, one to one, such that most bits agree
-    (Kuhn 1955, exact). The matching is chosen on the samples that it scores: with few samples of many classes chance
-    is above 0.5, and shuffled classes tell how far.
+    Nobody told which code a class has, so classes are given distinct codes, one to one, such that most bits
+    agree (Kuhn 1955, exact). The matching is chosen on the samples that it scores: with few samples of many
+    classes chance is above 0.5, and shuffled classes tell how far.
 
     Args:
         read_bits: (N, n) of 0 and 1, or bool.
