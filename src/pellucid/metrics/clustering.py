@@ -8,7 +8,8 @@ worth: K clusters of few samples score by chance, and K clusters cannot name mor
 something only beside `chance_purity`. NMI has the same weakness, less of it; the adjusted Rand index is 0
 by chance.
 
-Shapes: N samples, K clusters, C classes, n bits, D features. Clusters and classes are whole numbers of any values.
+Shapes: N samples, K clusters, C classes, n bits, D features. Clusters and classes are whole numbers of any
+values.
 """
 
 from __future__ import annotations

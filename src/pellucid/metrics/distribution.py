@@ -410,7 +410,7 @@ class Alignment:
 
 
 def aligned(features: Tensor, conditions: Tensor) -> Alignment:
-    """Mean cosine distance among samples of one condition, averaged over conditions ("aligned" in CoFi-UCGen).
+    """Mean cosine distance among the samples of a condition, over conditions ("aligned" in CoFi-UCGen).
 
     Lower is tighter, and a generator that makes one image scores best: it means something only beside a
     figure of diversity, such as recall, or the same distance with all samples under one condition.
