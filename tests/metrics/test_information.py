@@ -67,17 +67,18 @@ def test_bounds_count_in_nats_and_end_in_infinity() -> None:
 def test_entropy_of_a_mixture_by_quadrature(apart: float) -> None:
     """Two modes at +-apart along the first of d axes: that axis by quadrature, the others Gaussian."""
     d, sigma, n = 5, 0.7, 40_000
+    noise = torch.tensor([sigma, 0.2, 0.5, 1.0, 3.0])
     grid = np.linspace(-12, 12, 400_001)
     normal = lambda m: np.exp(-0.5 * ((grid - m) / sigma) ** 2) / sigma / math.sqrt(2 * math.pi)
     p = (normal(apart) + normal(-apart)) / 2
     first = -(p * np.log(np.maximum(p, 1e-300))).sum() * (grid[1] - grid[0])
-    exact = first + gaussian_entropy(sigma**2 * torch.eye(d - 1))
+    exact = first + gaussian_entropy(noise[1:].square().diag())
 
     modes = torch.zeros(2, d)
     modes[:, 0] = torch.tensor([apart, -apart])
-    z = modes[torch.randint(0, 2, (n,), generator=gen())] + sigma * torch.randn(n, d, generator=gen(1))
-    log_posterior = (-torch.cdist(z, modes).square() / (2 * sigma**2)).log_softmax(1)
-    found, error = mixture_entropy(log_posterior, d, sigma)
+    z = modes[torch.randint(0, 2, (n,), generator=gen())] + noise * torch.randn(n, d, generator=gen(1))
+    log_posterior = (-torch.cdist(z / noise, modes / noise).square() / 2).log_softmax(1)
+    found, error = mixture_entropy(log_posterior, noise)
     assert found == pytest.approx(exact, abs=4 * error)
     assert 0 < error < 0.005
 
@@ -85,9 +86,9 @@ def test_entropy_of_a_mixture_by_quadrature(apart: float) -> None:
 def test_entropy_of_modes_far_apart_and_of_modes_on_one_spot() -> None:
     within = gaussian_entropy(0.25 * torch.eye(3, dtype=torch.float64))
     sure = torch.eye(8).repeat(5, 1).log()
-    assert mixture_entropy(sure, 3, 0.5) == pytest.approx((within + math.log(8), 0))
+    assert mixture_entropy(sure, torch.full((3,), 0.5)) == pytest.approx((within + math.log(8), 0))
     unsure = torch.full((40, 8), 1 / 8).log()
-    assert mixture_entropy(unsure, 3, 0.5) == pytest.approx((within, 0), abs=1e-6)
+    assert mixture_entropy(unsure, torch.full((3,), 0.5)) == pytest.approx((within, 0), abs=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -124,9 +125,9 @@ def test_the_correction_takes_the_bias_off() -> None:
     [
         (lambda: information_bound(1.0, -1.0, 3), "r=-1.0"),
         (lambda: information_bound(1.0, math.nan, 3), "r=nan"),
-        (lambda: mixture_entropy(torch.zeros(3), 3, 1.0), r"\(N, K\) .*\(3,\)"),
-        (lambda: mixture_entropy(torch.zeros(3, 2), 3, 1.0), "log_softmax"),
-        (lambda: mixture_entropy(torch.zeros(3, 1), 3, 0.0), "sigma=0.0"),
+        (lambda: mixture_entropy(torch.zeros(3), torch.ones(3)), r"\(N, K\) .*\(3,\)"),
+        (lambda: mixture_entropy(torch.zeros(3, 2), torch.ones(3)), "log_softmax"),
+        (lambda: mixture_entropy(torch.zeros(3, 1), torch.eye(3)[0]), "no density"),
         (lambda: code_information(torch.arange(3), torch.arange(4)), r"\(3,\) and \(4,\)"),
     ],
 )

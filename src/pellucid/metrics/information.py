@@ -38,31 +38,33 @@ def information_bound(entropy_of_z: float, r: float, d: int) -> float:
     return entropy_of_z - d / 2 * math.log(2 * math.pi * math.e * r / d)
 
 
-def mixture_entropy(log_posterior: Tensor, d: int, sigma: float) -> tuple[float, float]:
-    """Differential entropy in nats of an equal mixture of K Gaussians N(mu_c, sigma^2 I).
+def mixture_entropy(log_posterior: Tensor, noise: Tensor) -> tuple[float, float]:
+    """Differential entropy in nats of an equal mixture of K Gaussians N(mu_c, diag(noise^2)).
 
     h(z) = h(z | c) + log K - E H(c | z): only the last term is estimated, the mean over samples of the
     entropy of the mode given the sample. It lies in [0, log K], and is 0 where the modes are well apart, so
-    the entropy has (d / 2) log(2 pi e sigma^2) and that plus log K as its bounds.
+    the entropy has h(z | c) = sum_i log(2 pi e noise_i^2) / 2 and that plus log K as its bounds.
 
     Args:
         log_posterior: (N, K) log p(c | z) of each mode, for z drawn from the mixture.
-        d: entries of z.
-        sigma: standard deviation of each entry within a mode.
+        noise: (d,) standard deviation of each entry within a mode.
 
     Returns:
         entropy, its standard error.
     """
     if log_posterior.ndim != 2 or len(log_posterior) < 2:
         raise ValueError(f"expected log-posteriors (N, K) of 2 samples, got {tuple(log_posterior.shape)}")
-    if d < 1 or not sigma > 0:
-        raise ValueError(f"expected d >= 1 and sigma > 0, got d={d}, sigma={sigma}")
+    if noise.ndim != 1 or not len(noise) or not (noise > 0).all():
+        raise ValueError(
+            f"expected noise (d,), all above 0, got shape {tuple(noise.shape)}: entries without noise have no "
+            "density, leave them out"
+        )
     log_p = log_posterior.double()
     if not (log_p.logsumexp(1).abs() < 1e-3).all():
         raise ValueError("rows of log-posteriors are not log-probabilities: take the log_softmax first")
     p = log_p.exp()
     unsure = -torch.where(p > 0, p * log_p, 0.0).sum(1)  # H(c | z) of each sample; 0 log 0 is 0
-    within = d / 2 * math.log(2 * math.pi * math.e * sigma**2)
+    within = 0.5 * (2 * math.pi * math.e * noise.double().square()).log().sum().item()
     error = unsure.std() / len(unsure) ** 0.5
     return within + math.log(log_p.shape[1]) - unsure.mean().item(), error.item()
 
