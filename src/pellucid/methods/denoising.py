@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pellucid.methods.base import Method, Pictures, resolve
 from pellucid.process.gaussian import Gaussian
@@ -110,17 +110,17 @@ def _spread(x: Tensor, like: Tensor) -> Tensor:
     return x[(slice(None), *[None] * (like.ndim - x.ndim))]
 
 
-class DenoisingMethod(Method):
-    """A method whose network denoises images. Subclasses give `predict`."""
+class Diffusion(nn.Module):
+    """A diffusion process with a network yet to come: its times, its noise, and what a network's words stand for."""
 
-    def __init__(self, image_shape: tuple[int, int, int], schedule: ScheduleName, predicts: Predicts) -> None:
+    def __init__(self, shape: tuple[int, int, int], schedule: ScheduleName, predicts: Predicts) -> None:
         super().__init__()
-        self.image_shape, self.predicts = image_shape, predicts
+        self.predicts = predicts
         self.schedule = make_schedule(schedule)
-        self.gaussian = Gaussian(image_shape) if predicts == "beyond" else None
+        self.gaussian = Gaussian(shape) if predicts == "beyond" else None
 
     def fit(self, pictures: Pictures) -> None:
-        """What its only stage prepares: the Gaussian that the network's words are beyond, where they are."""
+        """What has to be known before training: the Gaussian that the network's words are beyond, where they are."""
         if self.gaussian is not None:
             self.gaussian.fit(pictures(FITTED_ON))
 
@@ -133,15 +133,6 @@ class DenoisingMethod(Method):
         if self.gaussian is not None:
             said = said + _spread(self.gaussian.v(x_t, logsnr), said)
         return to_eps(said, _spread(x_t, said), logsnr, "eps" if self.predicts == "eps" else "v")
-
-    def predict(
-        self, x: Tensor, t: Tensor, label: Tensor | None = None, use: Mapping[str, Any] = NOTHING
-    ) -> Prediction:
-        """x (B, C, H, W) at times t (B,), label (B,) or None -> the noise and whatever else is found.
-
-        `use` are the controls of a sample; training has none.
-        """
-        raise NotImplementedError
 
     @property
     def device(self) -> torch.device:
@@ -167,6 +158,23 @@ class DenoisingMethod(Method):
         """x_t and its times (B,) for one time t."""
         times = torch.full((len(x0),), t, device=x0.device)
         return diffuse(x0, self.noise(x0.shape, rng), self.schedule.logsnr(times)), times
+
+
+class DenoisingMethod(Diffusion, Method):
+    """A method whose network denoises images. Subclasses give `predict`."""
+
+    def __init__(self, image_shape: tuple[int, int, int], schedule: ScheduleName, predicts: Predicts) -> None:
+        super().__init__(image_shape, schedule, predicts)
+        self.image_shape = image_shape
+
+    def predict(
+        self, x: Tensor, t: Tensor, label: Tensor | None = None, use: Mapping[str, Any] = NOTHING
+    ) -> Prediction:
+        """x (B, C, H, W) at times t (B,), label (B,) or None -> the noise and whatever else is found.
+
+        `use` are the controls of a sample; training has none.
+        """
+        raise NotImplementedError
 
     def denoiser(
         self, label: Tensor | None, seen: dict[str, Prediction], use: Mapping[str, Any] = NOTHING

@@ -1,0 +1,225 @@
+"""The coarse stage: a reciprocal GAN whose noise is a bit-code (CoFi-UCGen, section III-B).
+
+The critic is an encoder into the space of codes, and compares distributions there by their characteristic functions.
+Read literally, the paper's eq. 9 (the encoder moves E(x) and E(G(z)) apart, and nothing else) is unstable. Played here
+is the game of RCF-GAN (Li et al., 2022), on which the paper builds:
+
+    critic      C(z, E(x)) - C(z, E(G(z))) + reciprocal |E(G(z)) - z|^2 + contrast NT-Xent(two views of x)
+    generator   C(E(G(z)), E(x))
+
+C(z, E(x)) + C(z, E(G(z))) bounds C(E(x), E(G(z))) from above (the triangle inequality): the paper's L_E.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.methods.base import CollapseError, Pictures, Stage
+from pellucid.methods.contrast import ViewConfig, nt_xent, view
+from pellucid.methods.priors import BitCodes, bits_of
+from pellucid.types import Batch
+
+if TYPE_CHECKING:
+    from pellucid.methods.cofi.method import CoFi
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoarseConfig:
+    reciprocal: float = 6.0
+    """Weight of the mean square of E(G(z)) - z. The ring needs 6 for the game not to drift; RCF-GAN takes 6 for
+    networks of BigGAN's size, and 0.6 to 1 for small ones."""
+    contrast: float = 1.0
+    """Weight of the contrastive loss on real pictures; 0 for points, which have no views."""
+    temperature: float = 0.5
+    projector: int = 128
+    """Units and outputs of the contrastive projector."""
+    views: ViewConfig = field(default_factory=ViewConfig)
+    amplitude: float = 0.5
+    """Share of the amplitudes in the discrepancy; the rest is the phases'."""
+    frequencies: int = 64
+    """Frequencies drawn at each step."""
+    learned: bool = True
+    """The critic learns where to look; otherwise frequencies are standard normal, as in RCF-GAN's large networks."""
+    adversarial: bool = True
+    """Without, the encoder learns by contrast alone, there is no generator, and codes are whatever comes."""
+    patience: int = 2000
+    """Steps with codes read back at chance, or with a constant encoder, after which training has collapsed."""
+
+    def __post_init__(self) -> None:
+        for name in ("reciprocal", "contrast"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; a weight, 0 or more")
+        if not 0 <= self.amplitude <= 1:
+            raise ValueError(f"amplitude is {self.amplitude}; a share, 0 to 1")
+        if self.frequencies < 2 or self.patience < 1 or self.temperature <= 0:
+            raise ValueError(
+                f"frequencies is {self.frequencies}, patience {self.patience}, temperature {self.temperature}; at "
+                f"least 2, at least 1, above 0"
+            )
+        if not self.adversarial and not self.contrast:
+            raise ValueError("neither adversarial nor contrast: nothing would train the encoder")
+
+
+def discrepancy(a: Tensor, b: Tensor, w: Tensor, amplitude: float = 0.5) -> Tensor:
+    """How far apart the characteristic functions of two samples lie (eq. 10): a (B, d), b (B', d), w (M, d) -> scalar.
+
+    Phi(w) = mean exp(i w.y). Mean over w of the square root of
+
+        amplitude (|Phi_a| - |Phi_b|)^2 + (1 - amplitude) 2 |Phi_a| |Phi_b| (1 - cos(phase difference))
+
+    which at 1/2 is |Phi_a - Phi_b| / sqrt(2). Samples of one distribution are a distance of order B^(-1/2) apart: set
+    any value beside that of the prior with itself.
+    """
+    at = lambda y: ((y @ w.T).cos().mean(0), (y @ w.T).sin().mean(0))
+    (real_a, imag_a), (real_b, imag_b) = at(a.float()), at(b.float())
+    if amplitude == 0.5:
+        square = 0.5 * ((real_a - real_b).square() + (imag_a - imag_b).square())
+    else:
+        size_a = (real_a.square() + imag_a.square()).clamp_min(1e-12).sqrt()
+        size_b = (real_b.square() + imag_b.square()).clamp_min(1e-12).sqrt()
+        phase = 2 * (size_a * size_b - (real_a * real_b + imag_a * imag_b))
+        square = amplitude * (size_a - size_b).square() + (1 - amplitude) * phase
+    return square.clamp_min(1e-12).sqrt().mean()
+
+
+class Frequencies(nn.Module):
+    """Where the critic looks: draws of N(0, 1/d), moved by a small network (RCF-GAN, section 3.3)."""
+
+    def __init__(self, dim: int, number: int, *, learned: bool) -> None:
+        super().__init__()
+        self.dim, self.number = dim, number
+        parts: list[nn.Module] = []
+        for last in (False, False, True):
+            norm = nn.BatchNorm1d(dim, track_running_stats=False)
+            parts += [nn.Linear(dim, dim), norm, nn.Tanh() if last else nn.LeakyReLU(0.2)]
+        self.net = nn.Sequential(*parts) if learned else None
+
+    def forward(self, rng: torch.Generator, device: torch.device) -> Tensor:
+        """(M, d)."""
+        draws = torch.randn(self.number, self.dim, generator=rng, device=rng.device).to(device)
+        return draws if self.net is None else self.net(draws / self.dim**0.5)
+
+
+class Coarse(Stage):
+    """Players: the critic (encoder, frequencies, projector), then the generator."""
+
+    name = "coarse"
+    shows = {"grain": "coarse"}
+
+    def __init__(self, method: CoFi) -> None:
+        self.method, self.config = method, method.config.coarse
+        self.signs: list[Tensor] = []  # of this step's micro-batches: whether each looks collapsed
+        parts = [method.encoder, method.frequencies, method.projector]
+        critic = [p for part in parts if part is not None for p in part.parameters()]
+        self.players = {"critic": critic}
+        if method.generator is not None:
+            self.players["generator"] = list(method.generator.parameters())
+        else:
+            self.shows = None
+
+    def prepare(self, pictures: Pictures) -> None:
+        codes, method = self.method.prior.codes, self.method
+        some = [part for part in islice(pictures(max(codes, 64)), 1 + codes // 32)]
+        count = sum(len(part) for part in some)
+        if count < codes:
+            raise ValueError(
+                f"bits is {method.prior.bits}, which makes {codes} codes, and there are {count} pictures: a code needs "
+                f"one at least; set prior.bits to {max(1, count.bit_length() - 1)} or less, or add pictures"
+            )
+        first = some[0][:1]
+        if all(bool((part == first).all()) for part in some):
+            raise ValueError(
+                f"{count} pictures were looked at and all are the same: there is nothing that a code could tell apart; "
+                f"`pellucid doctor` shows what the folder holds"
+            )
+
+    def losses(self, batch: Batch, rng: torch.Generator) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        method, cfg, x = self.method, self.config, batch.x0
+        if not cfg.adversarial:
+            coded = method.encode(x)
+            yield "critic", {"contrast": self.contrast(x, rng), **self.watch(coded, None, None)}
+            return
+        assert method.generator is not None
+        assert method.frequencies is not None
+        z, code = self.drawn(len(x), rng)
+        with torch.no_grad():
+            fake = method.generator(z)
+        real_code, fake_code = method.encode(torch.cat([x, fake])).chunk(2)
+        w = method.frequencies(rng, x.device)
+        terms = {
+            "real": discrepancy(z, real_code, w, cfg.amplitude),
+            "fake": -discrepancy(z, fake_code, w, cfg.amplitude),
+            "reciprocal": cfg.reciprocal * (fake_code - z).square().mean(),
+        }
+        if cfg.contrast:
+            terms["contrast"] = self.contrast(x, rng)
+        yield "critic", terms | self.watch(real_code, fake_code, (z, code))
+
+        z, code = self.drawn(len(x), rng)
+        with torch.no_grad():
+            real_code = method.encode(x)
+            w = method.frequencies(rng, x.device)
+        fake_code = method.encode(method.generator(z))
+        yield "generator", {"match": discrepancy(fake_code, real_code, w, cfg.amplitude)}
+
+    def drawn(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        return self.method.prior.sample(n, rng)
+
+    def contrast(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        """The weighted contrastive loss of two views of each picture (eqs. 11 to 13)."""
+        method, cfg = self.method, self.config
+        assert method.projector is not None
+        both = torch.cat([view(x, cfg.views, rng), view(x, cfg.views, rng)])
+        one, two = method.projector(method.encode(both)).chunk(2)
+        return cfg.contrast * nt_xent(one, two, cfg.temperature)
+
+    @torch.no_grad()
+    def watch(
+        self, real_code: Tensor, fake_code: Tensor | None, put_in: tuple[Tensor, Tensor] | None
+    ) -> dict[str, Tensor]:
+        """What is logged beside the losses, and what tells a collapse and how sure a reading may be."""
+        method, cfg = self.method, self.config
+        spread = real_code.float().std(0).mean()
+        said = {"_spread": spread}
+        bad = spread < 1e-3
+        if fake_code is not None and put_in is not None:
+            z, code = put_in
+            prior, fake_code = method.prior, fake_code.float()
+            read = prior.read(fake_code)
+            if isinstance(prior, BitCodes):
+                agree = (bits_of(read, prior.bits) == bits_of(code, prior.bits)).float().mean()
+                chance = 0.5
+                signed = prior.evidence(fake_code) * (1 - 2 * bits_of(code, prior.bits).float())
+                method.evidence_mean.lerp_(signed.mean(0), 0.01)
+                method.evidence_var.lerp_((signed - method.evidence_mean).square().mean(0), 0.01)
+            else:
+                agree, chance = (read == code).float().mean(), 1 / prior.codes
+            error = (fake_code - z).square().sum(1).mean()
+            # lemma 1 with the sigma that makes the bound tightest: H(z) - d/2 log(2 pi e r / d), in nats
+            bound = prior.entropy - 0.5 * z.shape[1] * torch.log(2 * torch.pi * torch.e * error / z.shape[1])
+            said |= {"_read_back": agree, "_reciprocal_error": error, "_information": bound}
+            bad = bad | (agree < chance + 0.1 * (1 - chance))
+        self.signs.append(bad)
+        return said
+
+    def ailing(self) -> bool:
+        # at the start codes mean nothing yet: only a state that lasts is a sign
+        return int(self.method.chance_steps) >= max(1, self.config.patience // 4)
+
+    def after_step(self, step: int) -> None:
+        counter = self.method.chance_steps
+        counter.copy_(torch.where(torch.stack(self.signs).all(), counter + 1, 0))
+        self.signs.clear()
+        if int(counter) >= self.config.patience:
+            raise CollapseError(
+                f"the coarse stage has collapsed: for {self.config.patience} steps its codes could not be read back from "
+                f"its own pictures better than by chance, or its encoder said the same of every picture. Begin anew "
+                f"with more coarse.reciprocal (now {self.config.reciprocal:g}), a lower lr, fewer prior.bits (now "
+                f"{self.method.prior.bits}), or more pictures"
+            )
