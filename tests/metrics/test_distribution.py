@@ -15,9 +15,11 @@ from pellucid.metrics import distribution
 from pellucid.metrics.distribution import (
     EfficientNetLite0,
     Pixels,
+    aligned,
     compare,
     features,
     frechet_distance,
+    inception_score,
     kernel_distance,
     precision_recall_density_coverage,
     real_floor,
@@ -93,7 +95,7 @@ def test_kernel_distance_is_unbiased_and_its_spread_honest() -> None:
 def test_neighbour_metrics_equal_prdc() -> None:
     reference = pytest.importorskip("prdc").compute_prdc
     real, fake = two_sets(130, 110, 5)
-    for nearest in (1, 5):
+    for nearest in (1, 3, 5):
         ours = precision_recall_density_coverage(real, fake, nearest)
         with contextlib.redirect_stdout(io.StringIO()):
             theirs = reference(real.double().numpy(), fake.double().numpy(), nearest)
@@ -107,6 +109,44 @@ def test_neighbour_metrics_do_not_depend_on_the_blocks() -> None:
     ours = precision_recall_density_coverage(real, fake)
     assert ours["coverage"] == pytest.approx(inside.any(1).double().mean().item())
     assert ours["density"] == pytest.approx(inside.sum(0).double().mean().item() / 5)
+
+
+def test_inception_score_of_what_can_be_counted() -> None:
+    sure = torch.eye(7).repeat(20, 1)
+    assert inception_score(sure, splits=10) == pytest.approx((7, 0))
+    assert inception_score(torch.full((50, 7), 1 / 7)) == pytest.approx((1, 0))
+    halves = torch.eye(4)[[0, 1, 0, 1, 2, 2, 2, 2]]  # two classes in one split, one in the other
+    assert inception_score(halves, splits=2) == pytest.approx((1.5, 0.5))
+
+
+def test_inception_score_is_entropy_lost_by_looking() -> None:
+    entropy = pytest.importorskip("scipy.stats").entropy
+    p = (3 * torch.randn(83, 6, generator=gen(), dtype=torch.float64)).softmax(1)
+    by_hand = lambda part: np.exp(entropy(part.mean(0)) - np.mean([entropy(row) for row in part]))
+    assert inception_score(p, splits=1) == pytest.approx((by_hand(p.numpy()), 0))
+    scores = [by_hand(part) for part in np.array_split(p.numpy(), 4)]  # uneven, and no image is lost
+    assert inception_score(p, splits=4) == pytest.approx((np.mean(scores), np.std(scores)))
+
+
+def test_alignment_is_the_mean_over_pairs() -> None:
+    cosine = pytest.importorskip("scipy.spatial.distance").pdist
+    x = torch.randn(60, 5, generator=gen()) + 0.5
+    conditions = torch.randint(0, 9, (60,), generator=gen(1)) * 4 - 7
+    conditions[:2] = torch.tensor([100, 101])
+    expected = [cosine(x[conditions == c].double().numpy(), "cosine").mean() for c in conditions[2:].unique()]
+    found = aligned(x, conditions)
+    assert found.distance == pytest.approx(np.mean(expected), rel=1e-10)
+    assert (found.conditions, found.left_out) == (len(expected), 2)
+    scaled = x * torch.rand(60, 1, generator=gen(2)).add(0.1)
+    assert aligned(scaled, conditions).distance == pytest.approx(found.distance, rel=1e-6)
+
+
+def test_alignment_of_one_image_is_best_and_of_opposites_worst() -> None:
+    x = torch.randn(1, 5, generator=gen())
+    pairs = torch.arange(8) // 2
+    assert aligned(x.expand(8, 5), pairs).distance == pytest.approx(0, abs=1e-12)
+    assert aligned(torch.cat([x, -x]).repeat(4, 1), pairs).distance == pytest.approx(2)
+    assert aligned(torch.eye(8), pairs).distance == pytest.approx(1)
 
 
 def test_names_say_which_features() -> None:
@@ -183,8 +223,12 @@ def test_efflite0_knows_a_cup_of_coffee() -> None:
     extractor = EfficientNetLite0()
     found = features(extractor, torch.cat([x, x.flip(3)]))
     assert found.shape == (2, extractor.dim)
-    head = extractor._features.__self__._fc  # the network's own ImageNet classes: 967 is espresso
-    assert head(found).argmax(1).tolist() == [967, 967]
+    likely = features(extractor.probabilities, torch.cat([x, x.flip(3)]))
+    assert likely.argmax(1).tolist() == [967, 967]  # espresso
+    torch.testing.assert_close(likely.sum(1), torch.ones(2))
+    resized = torch.nn.functional.interpolate(x, (224, 224), mode="bicubic", antialias=True)
+    whole = extractor._features.__self__(resized)  # the network's own way from the image to its classes
+    torch.testing.assert_close(likely[:1], whole.softmax(1))
     assert features(extractor, x[:, :1, :32, :32]).shape == (1, 1280)
     assert "torchvision" not in sys.modules
 
@@ -211,6 +255,12 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
         (lambda: kernel_distance(torch.full((4, 3), torch.nan), torch.zeros(4, 3)), "nan or inf"),
         (lambda: precision_recall_density_coverage(torch.zeros(4, 3), torch.zeros(9, 3)), "nearest=5"),
         (lambda: features(Pixels(), torch.zeros(0, 3, 8, 8)), "no images"),
+        (lambda: inception_score(torch.ones(4, 1)), r"splits=10 .*\(4, 1\)"),
+        (lambda: inception_score(torch.randn(40, 3)), "softmax"),
+        (lambda: inception_score(torch.full((40, 3), torch.nan)), "softmax"),
+        (lambda: aligned(torch.ones(4, 3), torch.zeros(3).long()), r"\(4, 3\) and \(3,\)"),
+        (lambda: aligned(torch.zeros(4, 3), torch.zeros(4).long()), "no direction"),
+        (lambda: aligned(torch.ones(4, 3), torch.arange(4)), "none of the 4 conditions"),
         (lambda: features(Pixels(), torch.zeros(2, 1, 8, 8)), "channels"),
         (lambda: train_local(torch.zeros(30, 1, 8, 8), torch.zeros(30).long(), trained_on="x"), "2 classes"),
     ],

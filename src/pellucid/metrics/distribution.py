@@ -9,14 +9,18 @@ The Frechet distance is biased upwards at small N: two samples of one distributi
 `real_floor` measures where they are; a distance means something only beside its floor. The kernel
 distance is unbiased and the one to prefer below some thousand images.
 
-Shapes: N images, D features. Features are computed in float32, distances in float64.
+The inception score and the alignment within conditions compare generated images with each other only: a
+model may score well on both and resemble no real image. They are named after their network too, and printed
+beside recall.
+
+Shapes: N images, D features, C classes. Features are computed in float32, distances in float64.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -97,7 +101,13 @@ class EfficientNetLite0:
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        self._features = _load_efflite0().to(self.device).extract_features
+        net = _load_efflite0().to(self.device)
+        self._features, self._head = net.extract_features, net._fc
+
+    @torch.inference_mode()
+    def probabilities(self, x: Tensor) -> Tensor:
+        """The network's own 1000 ImageNet classes: x (B, C, H, W) in [-1, 1] -> (B, 1000), rows sum to 1."""
+        return self._head(self(x)).softmax(1)
 
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Tensor:
@@ -185,10 +195,14 @@ def train_local(
     return LocalClassifier(trunk, settings)
 
 
-def features(extractor: Extractor, images: Tensor | Iterable[Tensor], batch_size: int = 64) -> Tensor:
+def features(
+    extractor: Callable[[Tensor], Tensor], images: Tensor | Iterable[Tensor], batch_size: int = 64
+) -> Tensor:
     """Features of all images, (N, D) float32 on the CPU.
 
     Args:
+        extractor: an `Extractor`, or a classifier's (B, C, H, W) -> (B, D) such as
+            `EfficientNetLite0.probabilities`.
         images: (N, C, H, W) in [-1, 1], or an iterable of such batches.
     """
     parts: list[Tensor] = []
@@ -347,6 +361,90 @@ def precision_recall_density_coverage(real: Tensor, fake: Tensor, nearest: int =
         "density": balls_around.double().mean().item() / nearest,
         "coverage": covered / len(real),
     }
+
+
+def inception_score(probabilities: Tensor, *, splits: int = 10) -> tuple[float, float]:
+    """exp E_x KL(p(y | x) || p(y)) and its spread (Salimans et al. 2016): 1 (worst) to C.
+
+    High where each image is of one class for sure and all classes occur alike. Real images are not looked at.
+    The published scale belongs to the Inception network: with another's probabilities the figure is its own.
+
+    Args:
+        probabilities: (N, C) of a classifier, rows sum to 1; images in no particular order.
+        splits: consecutive parts of the images, each with its own p(y): the smaller the parts, the lower
+            the score. The paper has 10, of 5,000 images each.
+
+    Returns:
+        mean and standard deviation over the splits.
+    """
+    if probabilities.ndim != 2 or not 1 <= splits <= len(probabilities):
+        raise ValueError(
+            f"expected probabilities (N, C) of at least splits={splits} images, "
+            f"got {tuple(probabilities.shape)}"
+        )
+    p = probabilities.double()
+    # Written so that nan fails too.
+    if not ((p >= 0).all() and ((p.sum(1) - 1).abs() < 1e-3).all()):
+        raise ValueError(
+            "rows of probabilities are not negative and sum to 1: take the softmax of logits first"
+        )
+    scores = []
+    for part in p.tensor_split(splits):
+        marginal = part.mean(0).expand_as(part)
+        divergence = (torch.xlogy(part, part) - torch.xlogy(part, marginal)).sum(1)
+        scores.append(divergence.mean().exp())
+    spread, mean = torch.std_mean(torch.stack(scores), correction=0)
+    return mean.item(), spread.item()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alignment:
+    """How alike the samples of one condition are."""
+
+    distance: float
+    """Mean over conditions of the mean pairwise cosine distance, 0 (equal) to 2."""
+    conditions: int
+    """Those that the mean is over."""
+    left_out: int
+    """Those with a single sample, which has no pair."""
+
+
+def aligned(features: Tensor, conditions: Tensor) -> Alignment:
+    """Mean cosine distance among the samples of a condition, over conditions ("aligned" in CoFi-UCGen).
+
+    Lower is tighter, and a generator that makes one image scores best: it means something only beside a
+    figure of diversity, such as recall, or the same distance with all samples under one condition.
+
+    For the unit vectors u of n samples, the mean over pairs is 1 - (|sum u|^2 - n) / (n (n - 1)).
+
+    Args:
+        features: (N, D), none of them zero.
+        conditions: (N,) whole numbers, what each sample was made from.
+
+    Raises:
+        ValueError: for other shapes, features without a direction, or no condition with 2 samples.
+    """
+    if features.ndim != 2 or conditions.shape != features.shape[:1]:
+        raise ValueError(
+            f"expected features (N, D) and conditions (N,), got {tuple(features.shape)} and "
+            f"{tuple(conditions.shape)}"
+        )
+    length = features.double().norm(dim=1, keepdim=True)
+    if not (length.isfinite().all() and (length > 0).all()):
+        raise ValueError("features that are zero, inf or nan have no direction to compare")
+    unit = features.double() / length
+    names, member, counts = conditions.to(unit.device).unique(return_inverse=True, return_counts=True)
+    together = unit.new_zeros(len(names), unit.shape[1]).index_add_(0, member, unit).square().sum(1)
+    paired = counts > 1
+    if not paired.any():
+        raise ValueError(f"none of the {len(names)} conditions has 2 samples: make more of each")
+    together, n = together[paired], counts[paired].double()
+    distance = 1 - (together - n) / (n * (n - 1))
+    return Alignment(
+        distance=distance.mean().item(),
+        conditions=int(paired.sum()),
+        left_out=int((~paired).sum()),
+    )
 
 
 def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
