@@ -114,6 +114,13 @@ def test_mistakes_of_reading_and_editing_are_theirs(switches_run, photo, capsys)
     )
 
 
+def test_evaluating_ignores_no_option(switches_run, tmp_path, capsys):
+    assert "'limits' is no control" in refused(capsys, "evaluate", switches_run, "--limits", "3")
+    words = ("--label-map", tmp_path / "map.json", "--mode", "odd")
+    assert "mode: with a label map" in refused(capsys, "evaluate", switches_run, *words)
+    assert "reads no masks" in refused(capsys, "evaluate", switches_run, "--limit", 4, "--mode", "odd")
+
+
 def test_the_controls_are_listed_with_what_they_take(switches_run, capsys, tmp_path):
     run("sample", switches_run, "--controls")
     out = capsys.readouterr().out

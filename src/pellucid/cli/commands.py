@@ -301,7 +301,7 @@ class Read:
     seed: int = 0
     """Of the little noise that reading adds."""
     settings: Settings = ()
-    """Controls that reading takes, such as label=NAME for a class-conditional model."""
+    """Controls that reading takes, such as label=NAME for a class-conditional model; also as --NAME VALUE."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     json: Path | None = None
@@ -430,8 +430,10 @@ class Edit:
 class Sweep:
     """Draw a grid: one control goes across, another down, and everything else is held, the noise too.
 
-    An axis is NAME=VALUE;VALUE;... of a control or of the seed. Alone, the name of a control of switches stands for
-    none and then each of them, that of a choice for all it has, and NAME.SLIDER for a slider's way from -2 to 2.
+    An axis is NAME=VALUE;VALUE;... of a control or of the seed, and NAME.SLIDER=VALUE;... of one slider. Alone, the
+    name of a control of switches stands for none of them and then each, that of a choice for all it has, and
+    NAME.SLIDER for its way from -2 to 2.
+
     Controls of the model are options too: `--num-steps 100` is `--set num_steps=100`, and `--image photo.jpg` edits.
 
     Example:  pellucid sweep runs/NAME --across "num_steps=5;20;50" --down "seed=0;1;2"
@@ -482,9 +484,7 @@ class Sweep:
         ]
         made = list(counted(chain.from_iterable(cells), len(cells)))
         images = torch.cat([part.images.cpu().expand(-1, 3, -1, -1) for part in made])
-        corner = f"{across.title} \N{RIGHTWARDS ARROW}"
-        if self.down:
-            corner += f"\n{down.title} \N{DOWNWARDS ARROW}"
+        corner = f"across: {across.title}" + (f"\ndown: {down.title}" if self.down else "")
         sheet = lettered(images.split(len(across.values)), down.values, across.values, corner)
         about = {
             "run": self.run_folder, "recipe": model.recipe.method, "seed": self.seed, "set": list(self.settings),
@@ -517,7 +517,7 @@ class Evaluate:
     seed: int = 0
     """Of the little noise that reading adds."""
     settings: Settings = ()
-    """Controls that reading takes, such as label=NAME."""
+    """Controls that reading takes, such as label=NAME, each of them also as --NAME VALUE."""
     label_map: Path | None = None
     """A JSON file {class of the data: class of the model}, for a class-conditional model on another data set."""
     device: str = "auto"
@@ -530,7 +530,12 @@ class Evaluate:
         from pellucid.model import load
 
         model = load(self.run_folder, device=self.device)
+        chosen = controls_set(self, model, reading=True)
         if self.label_map is not None:
+            if chosen:
+                raise ValueError(
+                    f"{', '.join(chosen)}: with a label map, each picture's class says how it is read"
+                )
             try:
                 mapping = json.loads(self.label_map.read_text())
             except ValueError as error:
@@ -541,7 +546,6 @@ class Evaluate:
                 )
             result = evaluate_mapped(model, self.data, mapping, limit=self.limit, seed=self.seed)
         else:
-            chosen = controls_set(self, model, reading=True)
             result = evaluate(model, self.data, limit=self.limit, seed=self.seed, **chosen)
         for line in table(result):
             say(line)
