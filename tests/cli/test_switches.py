@@ -237,6 +237,8 @@ def test_the_cells_of_a_sweep_are_the_samples_themselves(switches_run, tmp_path)
     assert made["across"] == {"name": "bits", "values": ["00000", "10000", "01000"]}
     assert made["down"] == {"name": "seed", "values": ["0", "1"]}
     assert made["set"] == ["guidance=2.5", "fine=middle.1=-1"]
+    assert made["controls"]["guidance"] == 2.5
+    assert "bits" not in made["controls"]
     found = json.loads(report.read_text())
     assert [r["bits"] for r in found["readouts"]] == ["00000", "10000", "01000"] * 2
     run("sweep", switches_run, "--across", "mode", "--out", tmp_path)

@@ -488,6 +488,7 @@ class Sweep:
         sheet = lettered(images.split(len(across.values)), down.values, across.values, corner)
         about = {
             "run": self.run_folder, "recipe": model.recipe.method, "seed": self.seed, "set": list(self.settings),
+            "controls": {k: v for k, v in made[0].controls.items() if k not in (across.name, down.name)},
             "across": {"name": across.title, "values": across.values},
         }  # fmt: skip
         if self.down:
