@@ -188,3 +188,53 @@ def test_outside_the_edited_regions_not_one_pixel_changes(model):
         same = (np.asarray(edited) == np.asarray(square)).all(-1)
         assert same[kept].all()
         assert not same[~kept].all()
+
+
+# ---- bits, and methods that read pictures of one size
+
+
+def test_bits_are_read_as_text_as_a_number_and_with_how_sure_they_are(switches_run):
+    x = -torch.ones(3, 8, 8)
+    x[:, 0, :5] = torch.tensor([-0.01, 0.9, -0.5, 0.1, 1.0])  # probabilities (x + 1) / 2
+    reading = pellucid.load(switches_run, device="cpu").read(x)
+    assert reading.bits == "01011"
+    assert reading.code == 2 + 8 + 16
+    level = 1 / 255  # pictures are read as they would be from files
+    assert reading.sureness.tolist() == pytest.approx([0.505, 0.95, 0.75, 0.55, 1], abs=level)
+    assert reading.values["bits"].tolist() == pytest.approx([0.495, 0.95, 0.25, 0.55, 1], abs=level)
+    assert reading.masks is None
+    with pytest.raises(ValueError, match="no masks"):
+        reading.labels  # noqa: B018
+
+
+def test_a_model_without_bits_says_so(model):
+    reading = model.read(np.zeros((8, 8, 3), np.uint8))
+    for name in ("bits", "code", "sureness"):
+        with pytest.raises(ValueError, match="reads no bits"):
+            getattr(reading, name)
+
+
+@pytest.mark.parametrize("size", [(40, 20), (20, 40), (33, 20), (20, 20), (5, 9)])
+def test_where_one_size_is_read_it_is_the_centre_square(model, monkeypatch, size):
+    rng = np.random.default_rng(0)
+    photo = Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    given, read = [], model.method.read
+    monkeypatch.setattr(type(model.method), "reads_any_size", False)
+    monkeypatch.setattr(model.method, "read", lambda x, rng, **c: (given.append(x), read(x, rng, **c))[1])
+    reading = model.read(photo)
+    side = min(size)
+    assert given[0].shape == (1, 3, 16, 16)
+    assert torch.equal(given[0], model._square(photo))
+    assert reading.image.size == (side, side)
+    assert reading.masks.shape == (3, side, side)
+    left, top = ((v - side) // 2 for v in size)
+    assert np.array_equal(reading.image, photo.crop((left, top, left + side, top + side)))
+    torch.testing.assert_close(reading.masks.sum(0), torch.ones(side, side))
+
+
+def test_an_edit_flips_what_is_in_the_picture(switches_run):
+    model = pellucid.load(switches_run, device="cpu")
+    picture = np.zeros((8, 8, 3), np.uint8)
+    picture[0, [1, 3]] = 255
+    sample = model.edit(picture, n=2, flip="2,5")
+    assert (sample.readouts["bits"] > 0.5).int().tolist() == [[0, 0, 0, 1, 1]] * 2

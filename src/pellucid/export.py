@@ -52,7 +52,7 @@ def card(model: Model, run: Path) -> str:
     parameters = sum(p.numel() for p in model.method.parameters())
     controls = (
         "\n".join(
-            f"- `{k}` ({c.kind}): {c.help}{f'; needs {c.needs}' if c.needs else ''}"
+            f"- `{k}` ({c.takes}): {c.help}{f'; needs {c.needs}' if c.needs else ''}"
             for k, c in model.controls.items()
         )
         or "none"

@@ -32,11 +32,13 @@ class Reading:
     """What a model found in one picture."""
 
     image: Image.Image
-    """The picture as it was read, at its own size."""
+    """What was read of the picture, at its own size: all of it, or its centre square."""
     masks: Tensor | None
     """(K, H, W) float at the picture's own size, where the model reads masks."""
     values: Mapping[str, Tensor]
     """Every other readout, without a batch axis."""
+    switches: Tensor | None = None
+    """(n,) probabilities that each bit is 1, where the model reads bits; `values` has them too, by their name."""
 
     @property
     def labels(self) -> np.ndarray:
@@ -44,6 +46,32 @@ class Reading:
         if self.masks is None:
             raise ValueError("this model reads no masks")
         return self.masks.argmax(0).to(torch.uint8).numpy()
+
+    @property
+    def bits(self) -> str:
+        """The likelier value of every bit, b_1 first: "01011". Raises ValueError where the model reads no bits."""
+        return digits(self._switches)
+
+    @property
+    def code(self) -> int:
+        """The bits as a number: sum over k of b_k 2^(k-1), b_1 first. Raises ValueError where there are no bits."""
+        return sum(2**k for k, bit in enumerate(self.bits) if bit == "1")
+
+    @property
+    def sureness(self) -> Tensor:
+        """(n,) in [0.5, 1]: how probable the value is that `bits` gives each bit. Raises ValueError as `bits` does."""
+        return torch.maximum(self._switches, 1 - self._switches)
+
+    @property
+    def _switches(self) -> Tensor:
+        if self.switches is None:
+            raise ValueError("this model reads no bits")
+        return self.switches
+
+
+def digits(probabilities: Tensor) -> str:
+    """(n,) probabilities that a bit is 1 -> the likelier values as text, 0 where both are as likely."""
+    return "".join("1" if p > 0.5 else "0" for p in probabilities.tolist())
 
 
 class Model:
@@ -114,21 +142,27 @@ class Model:
         """What the model finds in one picture of any mode and size; masks come at its own size.
 
         The picture is read whole, its shorter side scaled to the model's size and both sides to
-        multiples of what the network needs; masks are scaled back softly and then compared.
+        multiples of what the network needs; masks are scaled back softly and then compared. A method that reads
+        pictures of its own size alone gets the centre square at that size, and masks are that square's.
         Raises BadImage, a ValueError, for what is no picture, and ValueError where the model declares no readouts.
         """
         check_seed(seed)
         if not self.readouts:
             raise ValueError(f"{self.recipe.method} reads nothing in pictures: it declares no readouts")
         picture = _open(image)
-        width, height = picture.size
-        size, stride = self.method.image_shape[-1], getattr(self.method, "stride", 1)
-        scale = size / min(width, height)
-        fitted_h, fitted_w = (
-            min(max(size, round(v * scale / stride) * stride), MAX_READ_ASPECT * size)
-            for v in (height, width)
-        )
-        x = self._tensor(picture.resize((fitted_w, fitted_h), Image.Resampling.LANCZOS))
+        if self.method.reads_any_size:
+            width, height = picture.size
+            size, stride = self.method.image_shape[-1], getattr(self.method, "stride", 1)
+            scale = size / min(width, height)
+            fitted_h, fitted_w = (
+                min(max(size, round(v * scale / stride) * stride), MAX_READ_ASPECT * size)
+                for v in (height, width)
+            )
+            x = self._tensor(picture.resize((fitted_w, fitted_h), Image.Resampling.LANCZOS))
+        else:
+            x = self._square(picture)
+            picture = _centre(picture)
+            width, height = picture.size
         rng = torch.Generator().manual_seed(seed)
         found = self.method.read(x, rng, **controls)
         masks = None
@@ -139,10 +173,12 @@ class Model:
             masks = masks.clamp(0, 1).cpu()
             masks = masks / masks.sum(0)
         rest = {k: v[0].cpu() for k, v in found.items() if k != "masks"}
-        return Reading(picture, masks, rest)
+        switches = next((rest[k] for k, r in self.readouts.items() if r.kind == "bits"), None)
+        return Reading(picture, masks, rest, switches)
 
     def edit(self, image: Picture, *, n: int = 1, seed: int = 0, **controls: Any) -> Sample:
-        """Read a picture, change some controls, sample: `edit("a.png", regions=(1,))` repaints region 1."""
+        """Read a picture, change some controls, sample: `edit("a.png", regions=(1,))` repaints region 1, and
+        `edit("a.png", flip=(3,))` turns switch 3 of what was read over, where the model declares such controls."""
         return self.sample(n, seed=seed, image=image, **controls)
 
     def paste(
@@ -153,10 +189,7 @@ class Model:
         Regions are read again at that size, with those of the controls given that reading takes; outside them not
         one pixel changes. Raises ValueError where the model reads no masks.
         """
-        picture = _open(image)
-        side = min(picture.size)
-        left, top = ((v - side) // 2 for v in picture.size)
-        square = picture.crop((left, top, left + side, top + side))
+        square = _centre(_open(image))
         reading = {k: v for k, v in controls.items() if k in self.controls and self.controls[k].reads}
         change = Image.fromarray(np.isin(self.read(square, seed=seed, **reading).labels, regions))
         pasted = []
@@ -180,6 +213,13 @@ class Model:
             picture = picture.convert("L")
         pixels = np.asarray(picture)
         return to_unit(pixels[None, ..., None] if pixels.ndim == 2 else pixels[None]).to(self.device)
+
+
+def _centre(picture: Image.Image) -> Image.Image:
+    """The centre square, at its own size."""
+    side = min(picture.size)
+    left, top = ((v - side) // 2 for v in picture.size)
+    return picture.crop((left, top, left + side, top + side))
 
 
 def _open(image: Picture) -> Image.Image:

@@ -93,6 +93,20 @@ class Control:
     needs: str = ""
     """What has to be set as well for this one to do anything: a control's name, or "name=choice"."""
 
+    @property
+    def takes(self) -> str:
+        """Its kind and the values it takes, in words: "float [0 to 1]", "bits: 5 switches, e.g. 01010"."""
+        if self.kind == "bits":
+            n = int(self.high or 0)
+            return f"bits: {n} switches, e.g. {'01' * n:.{n}}"
+        low = 0 if self.kind == "indices" and self.low is None else self.low
+        span = "" if low is None or self.high is None else f" [{low:g} to {self.high:g}]"
+        if self.kind == "sliders":
+            return f"sliders{span}: {', '.join(self.choices)}; e.g. {self.choices[0]}=1.5"
+        if self.kind == "choice":
+            return f"choice of {', '.join(self.choices)}"
+        return self.kind + span
+
 
 @dataclass(frozen=True, kw_only=True)
 class Readout:

@@ -46,6 +46,7 @@ COMMANDS = [
     "sample",
     "read",
     "edit",
+    "sweep",
     "evaluate",
     "reproduce",
     "bench",

@@ -10,6 +10,7 @@ from typing import Annotated, Union
 
 import tyro
 
+from pellucid.cli.arguments import with_settings
 from pellucid.cli.commands import (
     Bench,
     DataCommand,
@@ -21,6 +22,7 @@ from pellucid.cli.commands import (
     Read,
     Reproduce,
     Sample,
+    Sweep,
     Train,
 )
 
@@ -31,12 +33,15 @@ _COMMANDS = {
     "sample": Sample,
     "read": Read,
     "edit": Edit,
+    "sweep": Sweep,
     "evaluate": Evaluate,
     "reproduce": Reproduce,
     "bench": Bench,
     "export": Export,
     "demo": Demo,
 }
+STEERED = ("sample", "read", "edit", "sweep", "evaluate")
+"""The commands whose settings are controls of a model, which are options too."""
 
 ABOUT = """Generative models that can be seen into and steered, learned from images that nobody labelled.
 
@@ -61,14 +66,16 @@ def main(arguments: list[str] | None = None) -> None:
 
         sys.stdout.write(f"pellucid {pellucid.__version__}\n")
         return
-    command = tyro.cli(
-        _parser(),
-        prog="pellucid",
-        description=ABOUT,
-        args=given or ["--help"],
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
     try:
+        if given and given[0] in STEERED:
+            given[1:] = with_settings(_COMMANDS[given[0]], given[1:])
+        command = tyro.cli(
+            _parser(),
+            prog="pellucid",
+            description=ABOUT,
+            args=given or ["--help"],
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
         command.run()
     except KeyboardInterrupt:
         if debug:

@@ -6,13 +6,15 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from pellucid.cli.arguments import options_of
 from pellucid.cli.console import Progress, counted, say, written
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ Settings = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="NAME=VA
 Short = tyro.conf.arg
 ON_SHEET = 1024
 """Pictures that a sheet shows; more are not held for it."""
+CODES_SHOWN, PICTURES_OF_A_CODE = 32, 12
+"""Rows of codes.png, the most frequent codes first, and how many pictures of each are in its row."""
 
 
 @dataclass
@@ -238,7 +242,9 @@ def _cpu_has_bf16() -> bool:
 class Sample:
     """Generate pictures, with whatever the model reads in them.
 
-    Example:  pellucid sample runs/NAME -n 64 --out out/ --set num_steps=100
+    Controls of the model are options too: `--num-steps 100` is `--set num_steps=100`.
+
+    Example:  pellucid sample runs/NAME -n 64 --out out/ --num-steps 100
     """
 
     run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(name="run")]
@@ -250,7 +256,7 @@ class Sample:
     seed: int = 0
     """The same seed gives the same pictures."""
     settings: Settings = ()
-    """Controls, as the model declares them; `pellucid sample RUN --controls` lists them."""
+    """Controls, as the model declares them, each of them also as --NAME VALUE; --controls lists them."""
     controls: bool = False
     """List the model's controls and stop."""
     device: str = "auto"
@@ -265,7 +271,8 @@ class Sample:
         if self.controls:
             list_controls(model)
             return
-        chosen = pairs(self.settings)
+        chosen = controls_set(self, model)
+        drawable(model)
         parts = model.parts(self.n, seed=self.seed, **chosen)
         about = {"run": self.run_folder, "seed": self.seed, "set": list(self.settings)}
         write_samples(model, counted(parts, self.n), writable(self.out), about, self.json)
@@ -273,10 +280,14 @@ class Sample:
 
 @dataclass
 class Read:
-    """Read pictures: region masks at each picture's own size, and every other readout.
+    """Read pictures: region masks at each picture's own size, bits, and every other readout.
 
-    Writes NAME-overlay.png, NAME-regions.png (pixel values are region numbers) and NAME.json. A file that cannot
-    be read is left out, and named at the end.
+    Writes NAME.json and, of a model that reads masks, NAME-overlay.png and NAME-regions.png (pixel values are region
+    numbers). Of a model that reads bits, several pictures are also sorted by them: codes.csv has each picture's code,
+    the number that its bits make, and codes.png shows some pictures of each. A file that cannot be read is left out,
+    and named at the end.
+
+    Controls that reading takes are options too: `--label cat` is `--set label=cat`.
 
     Example:  pellucid read runs/NAME photo.jpg --out out/
     """
@@ -290,7 +301,7 @@ class Read:
     seed: int = 0
     """Of the little noise that reading adds."""
     settings: Settings = ()
-    """Controls that reading takes, such as label=NAME for a class-conditional model."""
+    """Controls that reading takes, such as label=NAME for a class-conditional model; also as --NAME VALUE."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     json: Path | None = None
@@ -307,10 +318,12 @@ class Read:
         if not self.images:
             raise ValueError("name one or more pictures to read, or a folder of them")
         model = load(self.run_folder, device=self.device)
-        chosen = pairs(self.settings)
+        chosen = controls_set(self, model, reading=True)
+        drawable(model)
         paths, failed = listed(self.images)
         writable(self.out)
         readings = {}
+        coded: list[tuple[Path, int, str, float]] = []
         for path in paths:
             try:
                 reading = model.read(path, seed=self.seed, **chosen)
@@ -319,7 +332,8 @@ class Read:
                 continue
             about = {"run": self.run_folder, "seed": self.seed, "picture": path.name, "controls": chosen}
             name = free(self.out / f"{path.stem}.json", "-overlay.png", "-regions.png").stem
-            found: dict[str, Any] = {k: v.tolist() for k, v in reading.values.items() if v.ndim < 2}
+            found = described(model, reading.values, probabilities=True)
+            seen = []
             if reading.masks is not None:
                 labels = reading.labels
                 found["region_pixels"] = np.bincount(labels.flatten(), minlength=len(reading.masks)).tolist()
@@ -331,9 +345,22 @@ class Read:
                 first = self.out / f"{name}-overlay.png"
                 save_png(first, Image.fromarray(tinted), about)
                 save_png(self.out / f"{name}-regions.png", indexed(labels), about)
-                say(f"{path}: {first}; shares {', '.join(f'{s:.0%}' for s in found.get('shares', []))}")
+                seen.append(str(first))
+            if "shares" in found:
+                seen.append(f"shares {', '.join(f'{s:.0%}' for s in found['shares'])}")
+            if reading.switches is not None:
+                sure = reading.sureness.tolist()
+                seen.append(
+                    f"bits {reading.bits} (sure to {' '.join(f'{p:.2f}'.removeprefix('0') for p in sure)})"
+                )
+                coded.append((path, reading.code, reading.bits, min(sure)))
+            say(f"{path}: {'; '.join(seen) or self.out / f'{name}.json'}")
             written(self.out / f"{name}.json", about | {"readouts": found})
             readings[str(path)] = found
+        if coded and (len(self.images) > 1 or self.images[0].is_dir()):
+            write_codes(
+                coded, model, self.out, {"run": self.run_folder, "seed": self.seed, "controls": chosen}
+            )
         if readings:
             written(self.json, readings)
         if failed:
@@ -342,11 +369,13 @@ class Read:
 
 @dataclass
 class Edit:
-    """Read a picture, change some controls, sample: regenerate a region, vary, or blend two pictures.
+    """Read a picture, change some controls, sample: regenerate a region, flip a switch, vary, or blend two pictures.
 
     Works at the model's size; regenerated regions are also put, enlarged, on the picture's centre square.
 
-    Example:  pellucid edit runs/NAME photo.jpg --set regions=1 -n 4 --out out/
+    Controls of the model are options too: `--regions 1` is `--set regions=1`.
+
+    Example:  pellucid edit runs/NAME photo.jpg --regions 1 -n 4 --out out/
     """
 
     run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(name="run")]
@@ -356,7 +385,7 @@ class Edit:
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 4
     """How many versions."""
     settings: Settings = ()
-    """Controls, e.g. regions=1 keeps all but region 1; blend_with=other.jpg blend=0.3; strength=0.5."""
+    """Controls, e.g. regions=1 keeps all but region 1; flip=3 turns switch 3 over; blend_with=other.jpg blend=0.3."""
     out: Path = Path("out")
     """Folder to write into; files that are there are kept."""
     seed: int = 0
@@ -372,7 +401,8 @@ class Edit:
         model = load(self.run_folder, device=self.device)
         if "image" not in model.controls:
             raise ValueError(f"{model.recipe.method} edits no pictures: it declares no `image` control")
-        chosen = pairs(self.settings)
+        chosen = controls_set(self, model)
+        drawable(model)
         writable(self.out)
         sample = model.edit(self.image, n=self.n, seed=self.seed, **chosen)
         about = {
@@ -397,6 +427,80 @@ class Edit:
 
 
 @dataclass
+class Sweep:
+    """Draw a grid: one control goes across, another down, and everything else is held, the noise too.
+
+    An axis is NAME=VALUE;VALUE;... of a control or of the seed, and NAME.SLIDER=VALUE;... of one slider. Alone, the
+    name of a control of switches stands for none of them and then each, that of a choice for all it has, and
+    NAME.SLIDER for its way from -2 to 2.
+
+    Controls of the model are options too: `--num-steps 100` is `--set num_steps=100`, and `--image photo.jpg` edits.
+
+    Example:  pellucid sweep runs/NAME --across "num_steps=5;20;50" --down "seed=0;1;2"
+    """
+
+    run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(name="run")]
+    """A run folder, an exported folder, or hf:OWNER/NAME."""
+    across: str
+    """What changes from left to right."""
+    down: str = ""
+    """What changes from top to bottom; nothing makes one row."""
+    settings: Settings = ()
+    """Controls that are held, each of them also as --NAME VALUE; `pellucid sample RUN --controls` lists them."""
+    out: Path = Path("out")
+    """Folder to write sweep.png into; files that are there are kept."""
+    seed: int = 0
+    """The same noise for every picture, where no axis is the seed."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    json: Path | None = None
+    """Also write what was made here."""
+
+    def run(self) -> None:
+        from itertools import chain
+
+        import torch
+
+        from pellucid.cli.axes import Axis, at, axis
+        from pellucid.cli.sheet import lettered
+        from pellucid.data.decode import decode
+        from pellucid.model import load
+        from pellucid.train.preview import save_png
+
+        model = load(self.run_folder, device=self.device)
+        held = controls_set(self, model)
+        across = axis(model, self.across)
+        down = axis(model, self.down) if self.down else Axis(name="", part="", values=("",))
+        if across.title == down.title:
+            raise ValueError(f"both axes are {across.title}: name another for --down, or leave it out")
+        drawable(model)
+        writable(self.out)
+        held = {k: decode(Path(v)) if model.controls[k].kind == "image" else v for k, v in held.items()}
+        # each of them is checked here, before the first is sampled
+        cells = [
+            model.parts(1, **{"seed": self.seed} | seeded(at(model, held, {across: right} | below)))
+            for below in ({down: v} if self.down else {} for v in down.values)
+            for right in across.values
+        ]
+        made = list(counted(chain.from_iterable(cells), len(cells)))
+        images = torch.cat([part.images.cpu().expand(-1, 3, -1, -1) for part in made])
+        corner = f"across: {across.title}" + (f"\ndown: {down.title}" if self.down else "")
+        sheet = lettered(images.split(len(across.values)), down.values, across.values, corner)
+        about = {
+            "run": self.run_folder, "recipe": model.recipe.method, "seed": self.seed, "set": list(self.settings),
+            "controls": {k: v for k, v in made[0].controls.items() if k not in (across.name, down.name)},
+            "across": {"name": across.title, "values": across.values},
+        }  # fmt: skip
+        if self.down:
+            about["down"] = {"name": down.title, "values": down.values}
+        path = free(self.out / "sweep.png")
+        save_png(path, sheet, about)
+        say(f"{len(down.values)} x {len(across.values)} pictures on {path}")
+        cell_readouts = [described(model, {k: v[0] for k, v in p.readouts.items()}) for p in made]
+        written(self.json, about | {"sheet": path.name, "readouts": cell_readouts})
+
+
+@dataclass
 class Evaluate:
     """Score a model's masks on pictures whose masks are known, beside simple baselines.
 
@@ -414,7 +518,7 @@ class Evaluate:
     seed: int = 0
     """Of the little noise that reading adds."""
     settings: Settings = ()
-    """Controls that reading takes, such as label=NAME."""
+    """Controls that reading takes, such as label=NAME, each of them also as --NAME VALUE."""
     label_map: Path | None = None
     """A JSON file {class of the data: class of the model}, for a class-conditional model on another data set."""
     device: str = "auto"
@@ -427,7 +531,12 @@ class Evaluate:
         from pellucid.model import load
 
         model = load(self.run_folder, device=self.device)
+        chosen = controls_set(self, model, reading=True)
         if self.label_map is not None:
+            if chosen:
+                raise ValueError(
+                    f"{', '.join(chosen)}: with a label map, each picture's class says how it is read"
+                )
             try:
                 mapping = json.loads(self.label_map.read_text())
             except ValueError as error:
@@ -438,7 +547,7 @@ class Evaluate:
                 )
             result = evaluate_mapped(model, self.data, mapping, limit=self.limit, seed=self.seed)
         else:
-            result = evaluate(model, self.data, limit=self.limit, seed=self.seed, **pairs(self.settings))
+            result = evaluate(model, self.data, limit=self.limit, seed=self.seed, **chosen)
         for line in table(result):
             say(line)
         chosen_on = result["pictures_to_choose_on"]
@@ -677,33 +786,130 @@ def listed(paths: tuple[Path, ...]) -> tuple[list[Path], list[str]]:
 
 
 def pairs(settings: tuple[str, ...]) -> dict[str, Any]:
-    """("num-steps=50", "regions=0,2") -> {"num_steps": "50", "regions": "0,2"}; the model reads the values."""
+    """("num-steps=50", "regions=0,2") -> {"num_steps": "50", "regions": "0,2"}; the model reads the values.
+
+    Raises ValueError for what is not NAME=VALUE, and for a name that is there twice.
+    """
     found: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or not name:
             raise ValueError(f"{setting!r} is no setting; write NAME=VALUE")
-        found[name.replace("-", "_")] = text
+        name = name.replace("-", "_")
+        if name in found:
+            raise ValueError(f"{name} is given twice, as {found[name]} and as {text}: leave one of them out")
+        found[name] = text
     return found
+
+
+def controls_set(command: Any, model: Model, *, reading: bool = False) -> dict[str, Any]:
+    """The controls that a command's settings name, with their values as text; the model checks those.
+
+    Raises ValueError for a name that is the command's own, and for one that is no control, with what is near it
+    among the model's controls and the command's options.
+    """
+    from pellucid.methods.base import resolve
+
+    chosen = pairs(command.settings)
+    word = type(command).__name__.lower()
+    for name, text in chosen.items():
+        if name in {f.name for f in fields(command)}:
+            raise ValueError(
+                f"{name}={text} is no setting, as `pellucid {word}` takes {name} itself: see `pellucid {word} --help`"
+            )
+        if name not in model.controls or (reading and not model.controls[name].reads):
+            near = get_close_matches(f"--{name.replace('_', '-')}", sorted(options_of(type(command))), n=1)
+            hint = f" Or did you mean {near[0]}, an option of `pellucid {word}`?" if near else ""
+            try:
+                resolve(model.controls, {name: text}, reading=reading)
+            except ValueError as error:
+                raise ValueError(f"{error}{hint}") from None
+    return chosen
+
+
+def drawable(model: Model) -> None:
+    """Raise ValueError where what a model is of is no pictures, but points."""
+    channels = model.method.image_shape[0]
+    if channels not in (1, 3):
+        raise ValueError(
+            f"{model.origin} is a model of points of {channels} numbers, and this command's files are pictures: "
+            f"use it from Python, as `pellucid.load({model.origin!r})`"
+        )
+
+
+def seeded(chosen: dict[str, Any]) -> dict[str, Any]:
+    """Controls with the seed, where it is among them, as the number it is."""
+    return chosen | {"seed": int(chosen["seed"])} if "seed" in chosen else chosen
+
+
+def described(model: Model, values: Mapping[str, Any], *, probabilities: bool = False) -> dict[str, Any]:
+    """Readouts of one picture, without those of a size that follows it (masks), as JSON takes them.
+
+    Bits are text ("01011"), with `probabilities` beside it as NAME_probabilities; vectors with names are {name: value}.
+    """
+    from pellucid.model import digits
+
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if value.ndim > 1:
+            continue
+        readout = model.readouts[key]
+        if readout.kind == "bits":
+            found[key] = digits(value)
+            if probabilities:
+                found[f"{key}_probabilities"] = value.tolist()
+        elif readout.names:
+            found[key] = dict(zip(readout.names, value.tolist(), strict=True))
+        else:
+            found[key] = value.tolist()
+    return found
+
+
+def write_codes(
+    coded: list[tuple[Path, int, str, float]], model: Model, out: Path, about: dict[str, Any]
+) -> None:
+    """Pictures sorted by what their bits say: codes.csv, one row a picture, and codes.png, one row a code.
+
+    `coded` holds (picture, code, bits, how sure the least sure bit is).
+    """
+    import csv
+    from collections import Counter
+
+    import numpy as np
+
+    from pellucid.cli.sheet import lettered
+    from pellucid.data.decode import decode, prepare
+    from pellucid.data.images import to_unit
+    from pellucid.train.preview import save_png
+
+    table = free(out / "codes.csv", ".png")
+    with table.open("w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(("path", "code", "bits", "least_sureness"))
+        lines.writerows((str(path), code, bits, f"{sure:.4f}") for path, code, bits, sure in coded)
+    counts = Counter(bits for _, _, bits, _ in coded)
+    rows, words = [], []
+    for bits, count in counts.most_common(CODES_SHOWN):
+        paths = [path for path, _, b, _ in coded if b == bits][:PICTURES_OF_A_CODE]
+        squares = [prepare(decode(path), model.method.image_shape[-1]) for path in paths]
+        rows.append(to_unit(np.stack(squares)))
+        words.append(f"{bits}\n{count} of {len(coded)}")
+    sheet = table.with_suffix(".png")
+    save_png(sheet, lettered(rows, words), about)
+    say(f"{len(coded)} pictures have {len(counts)} different codes: {table}, some of each on {sheet}")
 
 
 def list_controls(model: Model) -> None:
     for name, control in model.controls.items():
-        span = (
-            f" [{control.low:g} to {control.high:g}]"
-            if control.low is not None and control.high is not None
-            else ""
-        )
-        choices = f" one of {', '.join(control.choices)}" if control.choices else ""
         default = "" if control.default is None else f" (default {control.default})"
         needs = f"; needs {control.needs}" if control.needs else ""
-        say(f"{name:16} {control.kind}{span}{choices}{default}: {control.help}{needs}")
+        say(f"{name:16} {control.takes}{default}: {control.help}{needs}")
 
 
 def write_samples(
     model: Model, parts: Iterable[Any], out: Path, about: dict[str, Any], report: Path | None
 ) -> None:
-    """Every image and its masks, part by part; a sheet; and the first part's process, where its states were kept."""
+    """Every image with its readouts, part by part; a sheet; the first part's process, where its states were kept."""
     import torch
     from PIL import Image
 
@@ -712,6 +918,7 @@ def write_samples(
 
     about = about | {"recipe": model.recipe.method}
     files: list[str] = []
+    readouts: list[dict[str, Any]] = []
     sheet: list[torch.Tensor] = []
     first, shown = None, 0
     for part in parts:
@@ -726,7 +933,8 @@ def write_samples(
             rows = (colour,) if labels is None else (colour, overlay(images, labels))
             sheet += [t for row in zip(*(r.split(8) for r in rows), strict=True) for t in row]
         for i, pixels in enumerate(to_uint8(colour)):
-            number = about | {"number": len(files)}
+            readouts.append(described(model, {k: v[i] for k, v in part.readouts.items()}))
+            number = about | {"number": len(files), "readouts": readouts[-1]}
             path = free(out / f"sample-{len(files):04d}.png", "-regions.png")
             save_png(path, Image.fromarray(pixels), number)
             files.append(path.name)
@@ -739,7 +947,7 @@ def write_samples(
         _write_trace(first, free(out / "process.png"), about)
     which = "all of them" if shown == len(files) else f"the first {shown}"
     say(f"{len(files)} images in {out}, {which} on {path}")
-    written(report, about | {"files": files, "sheet": path.name})
+    written(report, about | {"files": files, "readouts": readouts, "sheet": path.name})
 
 
 def _write_trace(sample: Any, path: Path, about: dict[str, Any]) -> None:
