@@ -20,8 +20,8 @@ from pellucid.nets.blocks import NormSiLU, Padding, ResBlock, Up, conv3
 from pellucid.nets.unet import Encoder, Middle, UNetConfig
 
 START_LOGVAR = -6.0
-"""Log-variance of the latents of an untrained Autoencoder: a standard deviation of a twentieth. From 0 on, training first
-has to learn to outweigh the noise (20.2 dB against 20.9 after half a minute)."""
+"""Log-variance of the latents of an untrained Autoencoder: a standard deviation of a twentieth. From 0 on, training
+first has to learn to outweigh the noise (20.2 dB against 20.9 after half a minute)."""
 
 
 @dataclass(frozen=True, kw_only=True)
