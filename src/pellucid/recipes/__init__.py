@@ -62,9 +62,14 @@ Maker = Callable[[Scale, DataSpec], tuple[str, Any, TrainConfig]]
 
 def recipes() -> Mapping[str, Maker]:
     """Every recipe by name."""
-    from pellucid.recipes import factorized
+    from pellucid.recipes import cofi, factorized
 
-    return factorized.RECIPES
+    return {**factorized.RECIPES, **cofi.RECIPES}
+
+
+def data_of(name: str) -> str:
+    """The data set of a recipe that is told none: points for the recipes of points, `scenes` for all others."""
+    return "ring" if "-ring" in name else "scenes"
 
 
 def recipe(name: str, scale: Scale, data: DataSpec, **train: Any) -> Recipe:

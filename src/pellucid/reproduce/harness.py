@@ -238,7 +238,7 @@ def _planned(
     made = recipe(
         name,
         setting.scale,
-        DataSpec(spec=spec, size=setting.size, channels=data.shape[0], class_names=data.class_names),
+        DataSpec(spec=spec, size=data.shape[-1], channels=data.shape[0], class_names=data.class_names),
         seed=seed,
         **({} if setting.steps is None else {"steps": setting.steps}),
     )
