@@ -71,7 +71,7 @@ class AutoencoderConfig:
 
 
 class LatentSpace(nn.Module):
-    """What every KL-autoencoder offers. Subclasses give `_moments` and `_decode`."""
+    """What every KL-autoencoder offers. Subclasses give `_moments` and `decode`."""
 
     channels: int
     """C."""
@@ -81,9 +81,7 @@ class LatentSpace(nn.Module):
     """f."""
 
     def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
-
-    def _decode(self, z: Tensor) -> Tensor:
+        """As `moments`, before anything is checked or clamped."""
         raise NotImplementedError
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,7 +108,7 @@ class LatentSpace(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """z (B, z, h, w) -> (B, C, f h, f w), about [-1, 1] and not clipped to it."""
-        return self._decode(z)
+        raise NotImplementedError
 
 
 def draw(mean: Tensor, logvar: Tensor, rng: torch.Generator) -> Tensor:
@@ -162,7 +160,7 @@ class Autoencoder(LatentSpace):
         mean, logvar = self.to_moments(self.encoder_middle(h)).chunk(2, dim=1)
         return mean, logvar
 
-    def _decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor) -> Tensor:
         h = self.decoder_middle(self.from_latents(z))
         for layer in self.decoder:
             h = layer(h, ()) if isinstance(layer, ResBlock) else layer(h)
@@ -293,7 +291,7 @@ class Pretrained(LatentSpace):
         q = self._with_weights().encode(x).latent_dist
         return q.mean, q.logvar
 
-    def _decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor) -> Tensor:
         return self._with_weights().decode(z).sample
 
 
