@@ -26,11 +26,16 @@ first has to learn to outweigh the noise (20.2 dB against 20.9 after half a minu
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:
-    """A convolutional autoencoder, by its numbers."""
+    """A convolutional autoencoder, by its numbers.
+
+    The defaults are for 32 x 32 pictures and one core: three minutes (a thousand steps of 16 pictures, Adam at 2e-3)
+    reconstruct those it has not seen at 30 dB. Wider ones (24, 32) take
+    fewer steps in a given time, and after half a minute were behind.
+    """
 
     channels: int = 3
     """Channels of the picture."""
-    base: int = 32
+    base: int = 16
     """Channels of the first stage."""
     multipliers: tuple[int, ...] = (1, 2)
     """Each stage's channels as a multiple of `base`; one halving of the size between two stages."""
