@@ -65,18 +65,23 @@ class CoarseConfig:
             raise ValueError("neither adversarial nor contrast: nothing would train the encoder")
 
 
-def discrepancy(a: Tensor, b: Tensor, w: Tensor, amplitude: float = 0.5) -> Tensor:
-    """How far apart the characteristic functions of two samples lie (eq. 10): a (B, d), b (B', d), w (M, d) -> scalar.
+def characteristic(y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Phi(w) = mean exp(i w.y) of a sample: y (B, d), w (M, d) -> its real and imaginary part, (M,) each."""
+    angle = y.float() @ w.T
+    return angle.cos().mean(0), angle.sin().mean(0)
 
-    Phi(w) = mean exp(i w.y). Mean over w of the square root of
+
+def discrepancy(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], amplitude: float = 0.5) -> Tensor:
+    """How far apart two characteristic functions lie at the same frequencies (eq. 10) -> scalar.
+
+    The mean over frequencies of the square root of
 
         amplitude (|Phi_a| - |Phi_b|)^2 + (1 - amplitude) 2 |Phi_a| |Phi_b| (1 - cos(phase difference))
 
     which at 1/2 is |Phi_a - Phi_b| / sqrt(2). Samples of one distribution are a distance of order B^(-1/2) apart: set
     any value beside that of the prior with itself.
     """
-    at = lambda y: ((y @ w.T).cos().mean(0), (y @ w.T).sin().mean(0))
-    (real_a, imag_a), (real_b, imag_b) = at(a.float()), at(b.float())
+    (real_a, imag_a), (real_b, imag_b) = a, b
     if amplitude == 0.5:
         square = 0.5 * ((real_a - real_b).square() + (imag_a - imag_b).square())
     else:
@@ -149,9 +154,10 @@ class Coarse(Stage):
             fake = method.generator(z)
         real_code, fake_code = method.encode(torch.cat([x, fake])).chunk(2)
         w = method.frequencies(rng, x.device)
+        of_prior = characteristic(z, w)
         terms = {
-            "real": discrepancy(z, real_code, w, cfg.amplitude),
-            "fake": -discrepancy(z, fake_code, w, cfg.amplitude),
+            "real": discrepancy(of_prior, characteristic(real_code, w), cfg.amplitude),
+            "fake": -discrepancy(of_prior, characteristic(fake_code, w), cfg.amplitude),
             "reciprocal": cfg.reciprocal * (fake_code - z).square().mean(),
         }
         if cfg.contrast:
@@ -160,10 +166,10 @@ class Coarse(Stage):
 
         z, code = self.drawn(len(x), rng)
         with torch.no_grad():
-            real_code = method.encode(x)
             w = method.frequencies(rng, x.device)
-        fake_code = method.encode(method.generator(z))
-        yield "generator", {"match": discrepancy(fake_code, real_code, w, cfg.amplitude)}
+            of_real = characteristic(method.encode(x), w)
+        of_fake = characteristic(method.encode(method.generator(z)), w)
+        yield "generator", {"match": discrepancy(of_fake, of_real, cfg.amplitude)}
 
     def drawn(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         return self.method.prior.sample(n, rng)
