@@ -31,12 +31,17 @@ def made(name: str):
 
 def some_steps(method, steps: int = 2) -> tuple[list[dict[str, float]], set[int]]:
     """Steps of plain SGD over every stage and player; the terms of each, and the ids of what had a gradient."""
+    batch = a_batch()
     seen, taught = [], set()
     for stage in method.stages():
         owned = {player: list(ps) for player, ps in stage.players.items()}
+        given = batch
+        if stage.derives:
+            with torch.no_grad():
+                given = replace(batch, derived=stage.derive(batch.x0))
         for step in range(steps):
             rng = torch.Generator().manual_seed(step)
-            for player, terms in stage.losses(a_batch(), rng):
+            for player, terms in stage.losses(given, rng):
                 seen.append({k: v.item() for k, v in terms.items()})
                 for p in owned[player]:
                     p.grad = None
