@@ -611,7 +611,7 @@ def test_what_is_no_picture_has_no_preview(shape):
     assert samples_of("chain", 0)(method, method.stages()[1]) is None
 
 
-def test_progress_names_the_stage_and_counts_its_own_steps(tmp_path, capsys, monkeypatch):
+def test_progress_names_the_stage_and_counts_its_own_steps(tmp_path, capsys):
     from pellucid.cli.console import Progress
 
     progress = Progress(every=0)
