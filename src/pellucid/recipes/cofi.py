@@ -179,8 +179,15 @@ def ring_training(scale: Scale) -> TrainConfig:
 
 RECIPES: Mapping[str, Maker] = {
     "cofi": cofi,
+    "cofi-other-encoder": partial(cofi, coarse_options={"adversarial": False}),
     "cofi-coarse": partial(cofi, stages=("diffusion",)),
     "cofi-gan": partial(cofi, stages=()),
+    "cofi-gan-no-reciprocal": partial(cofi, stages=(), coarse_options={"reciprocal": 0.0}),
+    "cofi-gan-no-contrast": partial(cofi, stages=(), coarse_options={"contrast": 0.0}),
+    "cofi-gan-isotropic": partial(cofi, stages=(), coarse_options={"along": 0.0}),
+    "cofi-gan-mixture": partial(cofi, stages=(), prior_options={"kind": "mixture"}),
+    "cofi-gan-onehot": partial(cofi, stages=(), prior_options={"kind": "onehot"}),
+    "cofi-contrast": partial(cofi, stages=(), coarse_options={"adversarial": False}),
     "cofi-ring": ring,
     "cofi-ring-mixture": partial(ring, prior_options={"kind": "mixture"}),
     "cofi-ring-onehot": partial(ring, prior_options={"kind": "onehot"}),

@@ -64,8 +64,23 @@ class Table:
         return report
 
 
+CLASSED = ("emoji-plain", "fashion")
+"""Real pictures with classes."""
 TABLES: dict[str, Table] = {
     "cofi-ring": Table(module="ring", about="bit-codes on points whose clusters are known", data=("ring",)),
+    "cofi-coarse": Table(
+        module="coarse", about="pictures under a code, codes as classes, against seven rivals", data=CLASSED
+    ),
+    "cofi-representation": Table(
+        module="representation", about="encoders as unsupervised classifiers", data=CLASSED
+    ),
+    "cofi-ablation-coarse": Table(
+        module="coarse_ablation", about="the parts of the coarse stage", data=CLASSED
+    ),
+    "cofi-fine": Table(module="fine", about="two grains of control", data=("emoji-plain",)),
+    "cofi-ablation-fine": Table(
+        module="fine_ablation", about="the parts of the fine stage", data=("emoji-plain",)
+    ),
     "factorized-segment": Table(
         module="segment", about="segmentation against label-free baselines", data=("emoji", "scenes")
     ),

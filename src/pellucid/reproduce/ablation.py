@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pellucid.metrics.distribution import compare, features
-from pellucid.reproduce.generate import COUNTS, extractor, generate
+from pellucid.reproduce.generate import COUNTS, extractor
 from pellucid.reproduce.harness import (
     Column,
     Report,
@@ -14,6 +14,7 @@ from pellucid.reproduce.harness import (
     data_for,
     images_of,
     read_masks,
+    sampled,
     train_all,
     trained,
     truth_of,
@@ -67,7 +68,7 @@ def run(setting: Setting) -> Report:
                 plain: dict[str, Any] = (
                     {"region_guidance": 1.0} if "region_guidance" in method.controls else {}
                 )
-                images, _ = generate(method, n, seed, **plain)
+                images, _ = sampled(method, n, seed, **plain)
                 distance = compare(real, features(see, images), see)
                 report.add(spec, row, figures | {f"fd_{see.name}": distance.frechet})
         order = sorted(PAPER, key=lambda row: -report.mean(spec, row, "dataset_iou"))

@@ -24,6 +24,7 @@ from pellucid.reproduce.harness import (
     images_of,
     read,
     read_masks,
+    sampled,
     train_all,
     trained,
     truth_of,
@@ -32,7 +33,7 @@ from pellucid.reproduce.segment import LIMITS, ddpm_masks
 from pellucid.train.preview import grid, overlay, save_png
 
 SAMPLED_BY = "ddim, 25 steps"
-"""What `generate` does, as the tables' conditions name it."""
+"""What `sampled` does, as the tables' conditions name it."""
 COUNTS = {"tiny": 16, "cpu": 300, "gpu": 5000, "paper": 50_000}
 PAPER = {
     "factorized (default)": {},
@@ -48,20 +49,6 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "factorized-shared (thesis)": ("factorized-shared", {}),
     "DDPM": ("ddpm", {}),
 }
-
-
-def generate(
-    method: Method, n: int, seed: int, *, batch: int = 100, **controls: Any
-) -> tuple[Tensor, Tensor | None]:
-    """n images by 25 DDIM steps, and the masks that came with them."""
-    rng = torch.Generator().manual_seed(seed)
-    images, masks = [], []
-    for start in range(0, n, batch):
-        sample = method.sample(min(batch, n - start), rng, num_steps=25, **controls)
-        images.append(sample.images.cpu())
-        if "masks" in sample.readouts:
-            masks.append(sample.readouts["masks"].cpu())
-    return torch.cat(images), torch.cat(masks) if masks else None
 
 
 def extractor(report: Report, *, small: bool) -> Extractor:
@@ -149,7 +136,8 @@ def run(setting: Setting) -> Report:
                     report.conditions["region_guidance"] = method.controls["region_guidance"].default
                 if controls and method.controls["region_guidance"].default == 1:
                     continue  # the row above is that already
-                images, masks = generate(method, n, seed, **controls)
+                images, found = sampled(method, n, seed, **controls)
+                masks = found.get("masks")
                 if masks is None:
                     assert isinstance(method, DDPM)
                     both = torch.cat([images_of(real.val, len(real.val)), images])

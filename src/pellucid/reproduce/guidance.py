@@ -12,10 +12,9 @@ from pellucid.reproduce.generate import (
     RealPictures,
     distance_columns,
     extractor,
-    generate,
     picture,
 )
-from pellucid.reproduce.harness import Report, Setting, file_name, read_masks, train_all, trained
+from pellucid.reproduce.harness import Report, Setting, file_name, read_masks, sampled, train_all, trained
 
 GUIDANCE = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0)
 """1 is none; the default has to be among them."""
@@ -48,8 +47,8 @@ def run(setting: Setting) -> Report:
             method, _ = trained(setting, "factorized", spec, seed)
             of_val = read_masks(method, real.val, len(real.val))
             for guidance in GUIDANCE:
-                images, masks = generate(method, n, seed, region_guidance=guidance)
-                assert masks is not None
+                images, found = sampled(method, n, seed, region_guidance=guidance)
+                masks = found["masks"]
                 report.add(spec, row(guidance), real.figures(images, masks, of_val, judge))
                 if seed == setting.seeds[0]:
                     path = setting.out / f"factorized-guidance-{file_name(spec)}-{guidance:g}.png"

@@ -303,6 +303,17 @@ def truth_of(data: Dataset, limit: int) -> Tensor:
     return truth
 
 
+def sampled(
+    method: Method, n: int, seed: int, *, batch: int = 100, **controls: Any
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """n images, by 25 steps where there are steps, and the readouts that came with them, all on the CPU."""
+    rng = torch.Generator().manual_seed(seed)
+    steps = {"num_steps": 25} if "num_steps" in method.controls else {}
+    parts = [method.sample(min(batch, n - start), rng, **steps | controls) for start in range(0, n, batch)]
+    readouts = {k: torch.cat([p.readouts[k].cpu() for p in parts]) for k in parts[0].readouts}
+    return torch.cat([p.images.cpu() for p in parts]), readouts
+
+
 def labels_of(data: Dataset, limit: int) -> Tensor:
     """(N,) the class of each picture, for scoring alone."""
     found = [b.labels for b in batches(data, limit)]

@@ -20,6 +20,7 @@ from pellucid.reproduce.harness import (
     data_for,
     images_of,
     labels_of,
+    sampled,
     train_all,
     trained,
 )
@@ -60,7 +61,8 @@ def run(setting: Setting) -> Report:
         for seed in setting.seeds:
             for row, name in ROWS.items():
                 method, made = trained(setting, name, spec, seed)
-                generated, codes = generate(method, many, seed)
+                generated, found = sampled(method, many, seed, batch=many)
+                codes = codes_read(found)
                 report.add(spec, row, figures(method, (points, clusters), (generated, codes), few))
                 report.conditions |= {"steps": made.train.steps, "batch_size": made.train.batch_size}
                 if seed == setting.seeds[0]:
@@ -72,19 +74,13 @@ def run(setting: Setting) -> Report:
             f"best baseline {report.mean(spec, best, 'coverage_few'):.3f} ({best})"
         )
     report.notes.append(
-        f"no reading can have a purity above {ceiling():.4f}: the clusters overlap (the integral over the circle of the "
-        f"largest of the four densities). Coverage: share of the real points whose ball, which reaches to the "
+        f"no reading can have a purity above {ceiling():.4f}: the clusters overlap (the integral over the circle of "
+        f"the largest of the four densities). Coverage: share of the real points whose ball, which reaches to the "
         f"{NEAREST}th nearest real point, holds a generated one. All figures are of the averaged weights at the last "
         f"step. Bit accuracy: clusters get the codes that suit the reading best, one each"
     )
     report.conditions |= setting.conditions(nearest=NEAREST, points=many)
     return report
-
-
-def generate(method: Method, n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """n points (n, 2, 1, 1) and the codes that were put in (n,)."""
-    sample = method.sample(n, torch.Generator().manual_seed(seed))
-    return sample.images.cpu(), codes_read({k: v.cpu() for k, v in sample.readouts.items()})
 
 
 def figures(

@@ -138,8 +138,12 @@ class CoFi(Method):
         controls: dict[str, Control] = {}
         readouts: dict[str, Readout] = {}
         if not grains:
-            return controls, {"code": Readout(kind="vector", shape=(prior.dim,), help="the encoder's words")}
-        if isinstance(prior, BitCodes):
+            return controls, {
+                "coarse": Readout(kind="vector", shape=(prior.dim,), help="the encoder's words")
+            }
+        if self.generator is None:  # an encoder that no prior has shaped: its words have no modes
+            pass
+        elif isinstance(prior, BitCodes):
             controls["bits"] = Control(
                 kind="bits", high=prior.bits, help="switches of coarse meaning; where not set they are random"
             )
@@ -188,7 +192,7 @@ class CoFi(Method):
                 ),
             }  # fmt: skip
         controls["image"] = Control(kind="image", help="read this picture's codes and start from them")
-        if isinstance(prior, BitCodes):
+        if "bits" in controls:
             controls["flip"] = Control(
                 kind="indices",
                 low=1,
@@ -245,10 +249,12 @@ class CoFi(Method):
         self.banked.fill_(len(codes))
 
     def probabilities(self, z: Tensor) -> dict[str, Tensor]:
-        """z (B, d) -> readout "bits" (B, n), or "code" (B, K).
+        """z (B, d) -> readout "bits" (B, n), or "code" (B, K); or none, where no prior has shaped the codes.
 
         A bit's log-odds are those of two Gaussians fitted to how generated pictures, whose bits are known, are read.
         """
+        if self.generator is None:
+            return {}
         if isinstance(self.prior, BitCodes):
             odds = 2 * self.prior.evidence(z) * self.evidence_mean / self.evidence_var
             return {"bits": torch.sigmoid(-odds)}
@@ -260,7 +266,7 @@ class CoFi(Method):
         resolve(self.controls, controls, reading=True)
         z = self.encode(x)
         if not self.grains:
-            return {"code": z}
+            return {"coarse": z}
         found = self.probabilities(z) | {"coarse": z}
         if self.fine is not None:
             found["fine"] = self.fine.codes.scalars(self.fine.posterior(self.to_latent(x))[0])
@@ -278,7 +284,9 @@ class CoFi(Method):
         if n < 1:
             raise ValueError(f"n is {n}; ask for at least one image")
         if not self.grains:
-            raise ValueError("this model has an encoder alone and makes no pictures")
+            raise ValueError(
+                "this model is an encoder alone and generates none; train it with coarse.adversarial"
+            )
         use = resolve(self.controls, controls)
         grain = self.grains[use["grain"]] if "grain" in use else self.grains[-1]
         net = {"coarse": None, "diffusion": self.diffusion, "fine": self.fine}[grain]
@@ -323,6 +331,8 @@ class CoFi(Method):
         if use.get("codes_from", 1) == 1 or not int(self.banked):
             return z
         kept = self.bank[chosen]
+        if self.generator is None:
+            return kept
         mode = self.prior.means(self.prior.read(kept))
         fresh = z - self.prior.means(self.prior.read(z))
         return mode + (1 - REDRAWN) ** 0.5 * (kept - mode) + REDRAWN**0.5 * fresh
@@ -354,14 +364,15 @@ class CoFi(Method):
     def _set(self, z: Tensor, scalars: Tensor | None, use: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
         """Codes with what the controls set."""
         prior = self.prior
-        if isinstance(prior, BitCodes):
+        if "bits" in use:
+            assert isinstance(prior, BitCodes)
             bits = (prior.evidence(z) < 0).long()
             if use["bits"] is not None:
                 bits = torch.tensor(use["bits"], device=z.device).expand_as(bits).clone()
             for k in use["flip"] or ():
                 bits[:, k - 1] = 1 - bits[:, k - 1]
             z = prior.moved(z, bits)
-        elif use["code"] is not None:
+        elif use.get("code") is not None:
             code = torch.full((len(z),), use["code"], device=z.device)
             z = z + prior.means(code) - prior.means(prior.read(z))
         if use.get("fine") is not None:
