@@ -9,24 +9,28 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pellucid.data.catalog import open_data
 from pellucid.methods.registry import METHODS
-from pellucid.recipes import DataSpec, build, recipe, recipe_from_json, recipe_to_json, recipes
+from pellucid.recipes import DataSpec, build, data_of, recipe, recipe_from_json, recipe_to_json, recipes
 from pellucid.types import Batch, Control
 
 SIZE = 16
 
 
-def a_batch(n: int = 4) -> Batch:
+def a_batch(shape: tuple[int, int, int] = (3, SIZE, SIZE), n: int = 4) -> Batch:
     rng = torch.Generator().manual_seed(0)
     return Batch(
-        x0=torch.rand(n, 3, SIZE, SIZE, generator=rng) * 2 - 1,
+        x0=torch.rand(n, *shape, generator=rng) * 2 - 1,
         labels=torch.arange(n) % 2,
-        masks=(torch.rand(n, SIZE, SIZE, generator=rng) > 0.6).long(),
+        masks=(torch.rand(n, *shape[1:], generator=rng) > 0.6).long(),
     )
 
 
 def made(name: str):
-    return recipe(name, "tiny", DataSpec(spec="scenes", size=SIZE, class_names=("a", "b")), steps=2)
+    """A recipe for the data that is its own: pictures, or points."""
+    channels, _, side = open_data(data_of(name), size=SIZE).shape
+    spec = DataSpec(spec=data_of(name), size=side, channels=channels, class_names=("a", "b"))
+    return recipe(name, "tiny", spec, steps=2)
 
 
 def some_steps(method, steps: int = 2) -> tuple[list[dict[str, float]], set[int]]:
@@ -34,9 +38,12 @@ def some_steps(method, steps: int = 2) -> tuple[list[dict[str, float]], set[int]
     seen, taught = [], set()
     for stage in method.stages():
         owned = {player: list(ps) for player, ps in stage.players.items()}
+        batch = a_batch(method.image_shape)
+        if stage.derives:
+            batch = replace(batch, derived=stage.derive(batch.x0))
         for step in range(steps):
             rng = torch.Generator().manual_seed(step)
-            for player, terms in stage.losses(a_batch(), rng):
+            for player, terms in stage.losses(batch, rng):
                 seen.append({k: v.item() for k, v in terms.items()})
                 for p in owned[player]:
                     p.grad = None
@@ -55,11 +62,16 @@ def name(request) -> str:
     return request.param
 
 
+def quick(method, steps: int = 2) -> dict[str, int]:
+    """Controls by which a sample takes few steps."""
+    return {"num_steps": steps} if "num_steps" in method.controls else {}
+
+
 @pytest.fixture
 def method(name):
     method = build(made(name))
     for stage in method.stages():
-        stage.prepare(lambda n: iter([a_batch(8).x0]))
+        stage.prepare(lambda n: iter([a_batch(method.image_shape, 8).x0]))
     return method
 
 
@@ -86,17 +98,17 @@ def test_saved_and_loaded_weights_read_and_sample_the_same(name, method, tmp_pat
     other = build(replace(made(name), train=replace(made(name).train, seed=99)))
     other.load_state_dict(load_file(tmp_path / "model.safetensors"))
     method.eval(), other.eval()
-    x = a_batch().x0
+    x = a_batch(method.image_shape).x0
     for key, value in method.read(x, torch.Generator().manual_seed(1)).items():
         assert torch.equal(value, other.read(x, torch.Generator().manual_seed(1))[key])
     if method.controls:
-        one, two = (m.sample(2, torch.Generator().manual_seed(1), num_steps=2) for m in (method, other))
+        one, two = (m.sample(2, torch.Generator().manual_seed(1), **quick(m)) for m in (method, other))
         assert torch.equal(one.images, two.images)
 
 
 def test_readouts_have_the_shape_they_declare(method):
     method.eval()
-    found = method.read(a_batch().x0, torch.Generator().manual_seed(0))
+    found = method.read(a_batch(method.image_shape).x0, torch.Generator().manual_seed(0))
     assert set(found) == set(method.readouts)
     sizes = {"H": SIZE, "W": SIZE}
     for key, readout in method.readouts.items():
@@ -112,23 +124,29 @@ def test_samples_carry_the_declared_readouts(method):
         with pytest.raises(ValueError, match="generates none"):
             method.sample(1, torch.Generator())
         return
-    sample = method.eval().sample(3, torch.Generator().manual_seed(0), num_steps=2)
+    sample = method.eval().sample(3, torch.Generator().manual_seed(0), **quick(method))
     assert sample.images.shape == (3, *method.image_shape)
     assert sample.images.abs().max() <= 1
     assert set(sample.readouts) == set(method.readouts)
 
 
-def other_value(name: str, declared: Mapping[str, Control]) -> dict:
+def other_value(name: str, declared: Mapping[str, Control], shape: tuple[int, int, int]) -> dict:
     """A value of a control that is not its default, with the other controls it needs."""
     control = declared[name]
     other, _, choice = control.needs.partition("=")
-    given = {} if not other else {other: choice} if choice else other_value(other, declared)
+    given = {} if not other else {other: choice} if choice else other_value(other, declared, shape)
     if control.kind == "image":
-        given[name] = a_batch(1).x0 * (-1 if control.needs else 1)
+        given[name] = a_batch(shape, 1).x0 * (-1 if control.needs else 1)
     elif control.kind == "indices":
-        given |= {"strength": 0.5, name: (0,)}
+        given[name] = (int(control.low or 0),)
+        if "strength" in declared:
+            given["strength"] = 0.5
+    elif control.kind == "bits":
+        given[name] = "1" * int(control.high or 0)
+    elif control.kind == "sliders":
+        given[name] = dict.fromkeys(control.choices, control.high)
     elif control.kind == "choice":
-        given[name] = control.choices[-1]
+        given[name] = next(c for c in reversed(control.choices) if c != control.default)
     elif control.kind == "int":
         more = min(int(control.high or 9), (control.default or 0) + 3)
         given[name] = more if more != control.default else int(control.low or 0)
@@ -141,11 +159,11 @@ def test_a_control_that_does_nothing_alone_says_so(method):
     for name, control in method.controls.items():
         if control.needs:
             other, _, choice = control.needs.partition("=")
-            alone = {name: other_value(name, method.controls)[name]}
+            alone = {name: other_value(name, method.controls, method.image_shape)[name]}
             if choice:
                 alone[other] = next(c for c in method.controls[other].choices if c != choice)
             with pytest.raises(ValueError, match=f"^{name} does .*{other}"):
-                method.sample(1, torch.Generator().manual_seed(0), num_steps=2, **alone)
+                method.sample(1, torch.Generator().manual_seed(0), **quick(method) | alone)
 
 
 def test_every_control_changes_the_sample(method):
@@ -156,11 +174,11 @@ def test_every_control_changes_the_sample(method):
         p.data += 0.1 * torch.randn_like(p)
     method.eval()
     for name in method.controls:
-        given = other_value(name, method.controls)
+        given = other_value(name, method.controls, method.image_shape)
         without = {k: v for k, v in given.items() if k != name}
         for calls in (given, without):
             if name != "num_steps":
-                calls["num_steps"] = 4
+                calls |= {k: v for k, v in quick(method, 4).items() if k not in calls}
         if name == "num_steps":
             given, without = {"num_steps": 5}, {"num_steps": 2}
         one = method.sample(2, torch.Generator().manual_seed(3), **given)
@@ -180,7 +198,7 @@ def test_no_method_reads_the_global_generator(method):
     method.eval()
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    method.read(a_batch().x0, torch.Generator().manual_seed(0))
+    method.read(a_batch(method.image_shape).x0, torch.Generator().manual_seed(0))
     if method.controls:
-        method.sample(1, torch.Generator().manual_seed(0), num_steps=2)
+        method.sample(1, torch.Generator().manual_seed(0), **quick(method))
     assert torch.equal(state, torch.get_rng_state())

@@ -50,6 +50,11 @@ def card(model: Model, run: Path) -> str:
     """The model card: what it is, what it was trained on, how it is used, what is not known of it."""
     made = model.recipe
     parameters = sum(p.numel() for p in model.method.parameters())
+    stages = [(stage.name, made.train.of(stage.name)) for stage in model.method.stages()]
+    lengths = ", then ".join(
+        f"{own.steps} steps of {own.batch_size} pictures" + f" ({name})" * (len(stages) > 1)
+        for name, own in stages
+    )
     controls = (
         "\n".join(
             f"- `{k}` ({c.takes}): {c.help}{f'; needs {c.needs}' if c.needs else ''}"
@@ -70,7 +75,7 @@ tags: [{made.method}, diffusion, unsupervised]
 ---
 # {made.method}, {made.data.size} px, trained on {made.data.spec}
 
-{parameters:,} parameters; recipe scale `{made.scale}`, {made.train.steps} steps of {made.train.batch_size} pictures,
+{parameters:,} parameters; recipe scale `{made.scale}`, {lengths},
 seed {made.train.seed}. Trained from pictures alone; `config.json` holds every setting and version.
 
 ```python

@@ -116,7 +116,7 @@ def go(run: Path, config: TrainConfig = CONFIG, method: Method | None = None, **
     return train(method or fresh(), Noise(), config, run, meta=meta, **options)
 
 
-def sheet(method: Method):
+def sheet(method: Method, stage: Stage):
     """A preview, which where weights are split all processes have to make together."""
     with torch.no_grad():
         return grid(method.net(torch.zeros(2, 3, 8, 8))), {}

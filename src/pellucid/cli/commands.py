@@ -128,8 +128,8 @@ class Train:
 
     recipe: tyro.conf.Positional[str]
     """What to train; `pellucid train list` names them all."""
-    data: str = "scenes"
-    """A folder, a parquet or tar file, hf:NAME, or a built-in set (`pellucid data list`)."""
+    data: str | None = None
+    """A folder, a parquet or tar file, hf:NAME, or a built-in set (`pellucid data list`); by default the recipe's own."""
     size: int | None = None
     """Pixels of a side; pictures are scaled and cropped to it. By default what the scale is made for."""
     scale: Scale = "cpu"
@@ -173,15 +173,16 @@ class Train:
                 say(name)
             return
         from pellucid.data.catalog import open_data
-        from pellucid.recipes import DataSpec, build, changed, recipe, recipe_to_json
+        from pellucid.recipes import DataSpec, build, changed, data_of, recipe, recipe_to_json
         from pellucid.train.preview import samples_of
         from pellucid.train.trainer import device_of, train
 
         if self.recipe not in recipes():
-            recipe(self.recipe, self.scale, DataSpec(spec=self.data, size=32))  # raises with what is near
+            recipe(self.recipe, self.scale, DataSpec(spec="", size=32))  # raises with what is near
+        spec = data_of(self.recipe) if self.data is None else self.data
         size = {"tiny": 16, "cpu": 32, "gpu": 64, "paper": 64}[self.scale] if self.size is None else self.size
         device_of(self.device)
-        data = open_data(self.data, size=size, channels=self.channels, limit=self.limit)
+        data = open_data(spec, size=size, channels=self.channels, limit=self.limit)
         options = {
             name: getattr(self, name)
             for name in ("steps", "batch_size", "micro_batches", "precision")
@@ -191,9 +192,9 @@ class Train:
             self.recipe,
             self.scale,
             DataSpec(
-                spec=self.data,
-                size=size,
-                channels=self.channels,
+                spec=spec,
+                size=data.shape[-1],
+                channels=data.shape[0],
                 class_names=data.class_names,
                 limit=self.limit,
             ),
@@ -205,10 +206,10 @@ class Train:
             **options,
         )
         made = changed(made, pairs(self.settings))
-        where = self.out or Path("runs", f"{self.recipe}-{slug(self.data)}-{size}-{self.scale}-{self.seed}")
+        where = self.out or Path("runs", f"{self.recipe}-{slug(spec)}-{size}-{self.scale}-{self.seed}")
         if made.train.precision == "bf16" and device_of(self.device).type == "cpu" and not _cpu_has_bf16():
             say("note: this processor has no bf16 arithmetic and emulates it, many times slower than fp32")
-        say(f"{self.recipe} at scale {self.scale} on {self.data}: {len(data)} pictures, run folder {where}")
+        say(f"{self.recipe} at scale {self.scale} on {spec}: {len(data)} pictures, run folder {where}")
         method = build(made)
         with Progress() as progress:
             result = train(

@@ -36,12 +36,16 @@ def written(path: Path | None, value: Any) -> None:
 
 
 class Progress:
-    """Training on one live line: step, loss terms, images/s, time left. Plain lines where there is no terminal."""
+    """Training on one live line: step, loss terms, images/s, time left. Plain lines where there is no terminal.
+
+    Where there are several stages each is named and counts its own steps; the time left is that of the stage.
+    """
 
     def __init__(self, every: float = 10.0) -> None:
         self.live = sys.stderr.isatty()
         self.every, self.last = every, 0.0
         self.steps, self.begun, self.first = 0, 0.0, 0
+        self.stage: str | None = None
 
     def __enter__(self) -> Progress:
         return self
@@ -62,17 +66,22 @@ class Progress:
             if not self.live and now - self.last < self.every and figures["step"] < self.steps:
                 return
             self.last = now
-            done = max(1, figures["step"] - self.first)
-            left = (now - self.begun) / done * (self.steps - figures["step"])
+            step, steps = figures["step"], self.steps
+            several = figures.get("stage_steps", steps) < steps
+            if several:
+                step, steps = figures["stage_step"], figures["stage_steps"]
+            if several and figures["stage"] != self.stage:  # its pace is known from the next line on
+                self.stage, self.begun, self.first = figures["stage"], now, step
+            left = (now - self.begun) / max(1, step - self.first) * (steps - step)
+            clock = f"  {_clock(left)} left" if step > self.first else ""
             terms = " ".join(
                 f"{k} {v:.4f}"
                 for k, v in figures.items()
                 if isinstance(v, float) and k not in ("images_per_second", "lr")
             )
             rate = figures["images_per_second"]
-            self._line(
-                f"step {figures['step']}/{self.steps}  {terms}  {rate:.0f} images/s  {_clock(left)} left"
-            )
+            of = f"{figures['stage']}: " if several else ""
+            self._line(f"{of}step {step}/{steps}  {terms}  {rate:.0f} images/s{clock}")
 
     def _line(self, text: str, *, end: bool = False) -> None:
         if self.live:

@@ -8,9 +8,9 @@ there is. Step s takes positions s*B .. s*B + B - 1 whatever the number of worke
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -92,26 +92,38 @@ class Loader:
 
     `flip` mirrors each picture, with its masks, left to right with probability 1/2, decided by the
     sample's position. Other truth (positions, poses) is dropped then: it would no longer be true.
+
+    `derived` is asked for what is to be handed out with the samples of (B,) indices, of which those where
+    (B,) bool are mirrored.
     """
 
     def __init__(
-        self, dataset: Dataset, order: Order, start_step: int = 0, workers: int = 1, *, flip: bool = False
+        self,
+        dataset: Dataset,
+        order: Order,
+        start_step: int = 0,
+        workers: int = 1,
+        *,
+        flip: bool = False,
+        derived: Callable[[np.ndarray, np.ndarray], Mapping[str, torch.Tensor]] | None = None,
     ) -> None:
         if order.length != len(dataset):
             raise ValueError(f"the order is over {order.length} samples and the data set has {len(dataset)}")
         if workers < 0:
             raise ValueError(f"workers is {workers}: 0 or more")
         self.dataset, self.order, self.start_step = dataset, order, start_step
-        self.workers, self.flip = workers, flip
+        self.workers, self.flip, self.derived = workers, flip, derived
 
     def batch(self, step: int) -> Batch:
         """This rank's batch of one step."""
-        batch = self.dataset.batch(self.order.indices(step))
-        if not self.flip:
-            return batch
-        turned = torch.from_numpy(self.order.coins(step, salt=0))
-        masks = None if batch.masks is None else _mirror(batch.masks, turned)
-        return Batch(x0=_mirror(batch.x0, turned), labels=batch.labels, masks=masks)
+        indices = self.order.indices(step)
+        batch, coins = self.dataset.batch(indices), np.zeros(len(indices), dtype=bool)
+        if self.flip:
+            coins = self.order.coins(step, salt=0)
+            turned = torch.from_numpy(coins)
+            masks = None if batch.masks is None else mirror(batch.masks, turned)
+            batch = Batch(x0=mirror(batch.x0, turned), labels=batch.labels, masks=masks)
+        return batch if self.derived is None else replace(batch, derived=self.derived(indices, coins))
 
     def __iter__(self) -> Iterator[Batch]:
         step = self.start_step
@@ -131,7 +143,7 @@ class Loader:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _mirror(value: torch.Tensor, turned: torch.Tensor) -> torch.Tensor:
+def mirror(value: torch.Tensor, turned: torch.Tensor) -> torch.Tensor:
     """Left becomes right in the samples where `turned` (B,) is true."""
     return torch.where(turned.view(-1, *(1,) * (value.ndim - 1)), value.flip(-1), value)
 

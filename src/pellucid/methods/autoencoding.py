@@ -43,8 +43,9 @@ class Autoencoding(Stage):
     loss = mean |x - x'| + edge_weight * edges(x - x') + kl_weight * KL / (C H W),   x' = D(z), z ~ q(z | x)
 
     KL is summed over the latents and divided by the numbers of a picture, as the first term is, so that `kl_weight`
-    is the paper's, which sums both. `edges` stands where the paper has its perceptual network: after half a minute
-    on one core, reconstructions of photographs at 32 x 32 are 1.3 dB better with it than without, and sharper.
+    is the paper's, which sums both. `edges` stands where the paper has its perceptual network. Half a minute on one
+    core (165 steps of 16 emoji over photographs, 32 x 32) leads to 20.9 dB without it, 22.2 at weight 1, 23.6 at 3, and
+    edges that hold more of their strength; at 10, colours drift.
 
     A pretrained autoencoder has no such stage.
     """
@@ -53,7 +54,7 @@ class Autoencoding(Stage):
     shows = None
 
     def __init__(
-        self, autoencoder: Autoencoder, *, kl_weight: float = 1e-6, edge_weight: float = 1.0
+        self, autoencoder: Autoencoder, *, kl_weight: float = 1e-6, edge_weight: float = 3.0
     ) -> None:
         if kl_weight < 0 or edge_weight < 0:
             raise ValueError(f"kl_weight is {kl_weight} and edge_weight {edge_weight}; both are at least 0")

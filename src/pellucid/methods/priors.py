@@ -141,6 +141,8 @@ class BitCodes(Prior):
 class Corners(Prior):
     """K modes at fixed random corners of the cube [-mu, mu]^d: a mixture without the factors of bit-codes."""
 
+    corners: Tensor
+
     def __init__(self, config: PriorConfig) -> None:
         super().__init__(config)
         rng = torch.Generator().manual_seed(config.codes)  # the same in every run: part of what the prior is

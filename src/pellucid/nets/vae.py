@@ -26,11 +26,16 @@ first has to learn to outweigh the noise (20.2 dB against 20.9 after half a minu
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:
-    """A convolutional autoencoder, by its numbers."""
+    """A convolutional autoencoder, by its numbers.
+
+    The defaults are for 32 x 32 pictures and one core: three minutes (a thousand steps of 16 pictures, Adam at 2e-3)
+    reconstruct those it has not seen at 30 dB. Wider ones (24, 32) take
+    fewer steps in a given time, and after half a minute were behind.
+    """
 
     channels: int = 3
     """Channels of the picture."""
-    base: int = 32
+    base: int = 16
     """Channels of the first stage."""
     multipliers: tuple[int, ...] = (1, 2)
     """Each stage's channels as a multiple of `base`; one halving of the size between two stages."""
@@ -71,7 +76,7 @@ class AutoencoderConfig:
 
 
 class LatentSpace(nn.Module):
-    """What every KL-autoencoder offers. Subclasses give `_moments` and `_decode`."""
+    """What every KL-autoencoder offers. Subclasses give `_moments` and `decode`."""
 
     channels: int
     """C."""
@@ -81,9 +86,7 @@ class LatentSpace(nn.Module):
     """f."""
 
     def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
-
-    def _decode(self, z: Tensor) -> Tensor:
+        """As `moments`, before anything is checked or clamped."""
         raise NotImplementedError
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,7 +113,7 @@ class LatentSpace(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """z (B, z, h, w) -> (B, C, f h, f w), about [-1, 1] and not clipped to it."""
-        return self._decode(z)
+        raise NotImplementedError
 
 
 def draw(mean: Tensor, logvar: Tensor, rng: torch.Generator) -> Tensor:
@@ -162,7 +165,7 @@ class Autoencoder(LatentSpace):
         mean, logvar = self.to_moments(self.encoder_middle(h)).chunk(2, dim=1)
         return mean, logvar
 
-    def _decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor) -> Tensor:
         h = self.decoder_middle(self.from_latents(z))
         for layer in self.decoder:
             h = layer(h, ()) if isinstance(layer, ResBlock) else layer(h)
@@ -293,7 +296,7 @@ class Pretrained(LatentSpace):
         q = self._with_weights().encode(x).latent_dist
         return q.mean, q.logvar
 
-    def _decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor) -> Tensor:
         return self._with_weights().decode(z).sample
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pellucid.config import from_json, to_json
 from pellucid.methods.base import Method
 from pellucid.methods.registry import METHODS
-from pellucid.train.trainer import TrainConfig
+from pellucid.train.trainer import StageConfig, TrainConfig
 
 Scale = Literal["tiny", "cpu", "gpu", "paper"]
 SCALES: tuple[Scale, ...] = ("tiny", "cpu", "gpu", "paper")
@@ -62,13 +62,20 @@ Maker = Callable[[Scale, DataSpec], tuple[str, Any, TrainConfig]]
 
 def recipes() -> Mapping[str, Maker]:
     """Every recipe by name."""
-    from pellucid.recipes import factorized
+    from pellucid.recipes import cofi, factorized
 
-    return factorized.RECIPES
+    return {**factorized.RECIPES, **cofi.RECIPES}
+
+
+def data_of(name: str) -> str:
+    """The data set of a recipe that is told none: points for the recipes of points, `scenes` for all others."""
+    return "ring" if "-ring" in name else "scenes"
 
 
 def recipe(name: str, scale: Scale, data: DataSpec, **train: Any) -> Recipe:
     """A recipe at a scale on some data; `train` overrides fields of its TrainConfig.
+
+    `steps`, `batch_size` and `flip=False` hold for every stage, whatever the recipe says of it.
 
     Raises ValueError where the name or the scale is unknown.
     """
@@ -82,22 +89,36 @@ def recipe(name: str, scale: Scale, data: DataSpec, **train: Any) -> Recipe:
     method, config, training = known[name](scale, data)
     if not getattr(config, "class_names", ()):
         data = replace(data, class_names=())  # it does not matter to this run which classes there are
-    return Recipe(method=method, scale=scale, config=config, data=data, train=replace(training, **train))
+    everywhere: dict[str, Any] = {
+        k: None for k, v in train.items() if k in ("steps", "batch_size") or (k == "flip" and not v)
+    }
+    stages = {stage: replace(own, **everywhere) for stage, own in training.stages.items()}
+    return Recipe(
+        method=method,
+        scale=scale,
+        config=config,
+        data=data,
+        train=replace(training, **{"stages": stages} | train),
+    )
 
 
 def changed(made: Recipe, settings: Mapping[str, str]) -> Recipe:
     """A recipe with fields of its config or its training set to other values, given as text.
 
-    ("regions", "5"), ("unet.base", "32"), ("lr", "3e-4"): values as JSON, anything else a string. Raises
-    ValueError where there is no such field or the value is not one of its kind.
+    ("regions", "5"), ("unet.base", "32"), ("lr", "3e-4"), ("stages.coarse.steps", "50"): values as JSON, anything
+    else a string. Raises ValueError where there is no such field or the value is not one of its kind; which stages
+    there are is known when training starts.
     """
     data = to_json(made)
     for name, text in settings.items():
         *outer, last = name.split(".")
         place = data["config"] if (outer or [last])[0] in data["config"] else data["train"]
+        if outer[:1] == ["stages"] and len(outer) > 1 and place is data["train"]:
+            place["stages"].setdefault(outer[1], to_json(StageConfig()))
         for part in outer:
             place = place.get(part) if isinstance(place, dict) else None
-        if not isinstance(place, dict) or last not in place:
+        open_ended = outer[:1] == ["stages"] and outer[2:] == ["lr_of"]  # its keys are players
+        if not isinstance(place, dict) or (last not in place and not open_ended):
             known = [*data["config"], *data["train"]]
             near = get_close_matches(name, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -125,7 +146,10 @@ def recipe_to_json(made: Recipe) -> dict[str, Any]:
 
 
 def recipe_from_json(data: Mapping[str, Any], where: str = "config") -> Recipe:
-    """The inverse of `recipe_to_json`, strict: an unknown or missing key is a ValueError."""
+    """The inverse of `recipe_to_json`, strict: an unknown or missing key is a ValueError.
+
+    Runs of before there were settings of stages have none, and are read.
+    """
     fields = {"method", "scale", "config", "data", "train"}
     if set(data) != fields:
         raise ValueError(f"{where}: expected the keys {sorted(fields)}, got {sorted(data)}")
@@ -133,10 +157,13 @@ def recipe_from_json(data: Mapping[str, Any], where: str = "config") -> Recipe:
         raise ValueError(f"{where}.method is {data['method']!r}; this version knows {', '.join(METHODS)}")
     if data["scale"] not in SCALES:
         raise ValueError(f"{where}.scale is {data['scale']!r}; it is one of {', '.join(SCALES)}")
+    train = data["train"]
+    if isinstance(train, dict):
+        train = {"stages": {}} | train
     return Recipe(
         method=data["method"],
         scale=data["scale"],
         config=from_json(METHODS[data["method"]][0], data["config"], f"{where}.config"),
         data=from_json(DataSpec, data["data"], f"{where}.data"),
-        train=from_json(TrainConfig, data["train"], f"{where}.train"),
+        train=from_json(TrainConfig, train, f"{where}.train"),
     )

@@ -29,7 +29,7 @@ from pellucid.data.images import Dataset
 from pellucid.methods.base import Method
 from pellucid.metrics.segmentation import choose_assignment, oracle_assignment, score, smallest_share
 from pellucid.recipes import DataSpec, Recipe, Scale, build, recipe, recipe_to_json
-from pellucid.train.checkpoint import load_weights, steps_of
+from pellucid.train.checkpoint import latest, load_weights
 from pellucid.train.trainer import device_of, provenance, train
 
 Say = Callable[[str], None]
@@ -46,7 +46,7 @@ class Setting:
     say: Say
     size: int = 32
     steps: int | None = None
-    """Overrides the recipe's number of steps, for all methods alike."""
+    """Overrides the recipe's number of steps, for all methods and all their stages alike."""
     jobs: int = 1
     """Networks trained side by side."""
 
@@ -224,9 +224,10 @@ def _job(setting: Setting, name: str, spec: str, seed: int, changed: Mapping[str
 
 
 def _is_trained(setting: Setting, name: str, spec: str, seed: int, changed: Mapping[str, Any]) -> bool:
-    """Whether there is a checkpoint of a last step; of the first stage, where there are more."""
-    _, made, run = _planned(setting, name, spec, seed, changed)
-    return any(int(folder.name) >= made.train.steps for folder in steps_of(run))
+    """Whether there is a checkpoint of the last step of the last stage."""
+    _, _, run = _planned(setting, name, spec, seed, changed)
+    found = latest(run)
+    return found is not None and bool(found.state.get("finished"))
 
 
 def _planned(
@@ -237,7 +238,7 @@ def _planned(
     made = recipe(
         name,
         setting.scale,
-        DataSpec(spec=spec, size=setting.size, channels=data.shape[0], class_names=data.class_names),
+        DataSpec(spec=spec, size=data.shape[-1], channels=data.shape[0], class_names=data.class_names),
         seed=seed,
         **({} if setting.steps is None else {"steps": setting.steps}),
     )
@@ -261,7 +262,7 @@ def trained(
     if result.state == "paused":  # half-trained weights are no result
         raise ValueError(f"stopped at step {result.step} of {run}; the same command continues there")
     if result.images_per_second:
-        setting.say(f"  {name} on {spec}, seed {seed}: {made.train.steps} steps in {result.seconds:.0f} s")
+        setting.say(f"  {name} on {spec}, seed {seed}: {result.step} steps in {result.seconds:.0f} s")
     method.load_state_dict(load_weights(run, ema=True))
     return method.eval(), made
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load, load_file, save
 from torch import Tensor
 
@@ -184,6 +185,16 @@ def prune(run: Path, keep_last: int) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     for leftover in root.glob(".*"):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of weights, 64 hex digits: equal names, shapes, types and values, equal digests."""
+    found = hashlib.sha256()
+    for key in sorted(tensors):
+        value = tensors[key].detach().cpu().contiguous()
+        found.update(f"{key}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def load_weights(run: Path, *, ema: bool = True, which: str = "last") -> dict[str, Tensor]:

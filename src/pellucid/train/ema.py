@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 import torch
 from torch import Tensor, nn
 
@@ -16,24 +18,36 @@ class EMA:
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
+        self.shadow = {k: v.detach().clone() for k, v in module.state_dict().items()}
+        self.follow({k for k, _ in module.named_parameters()}, set(), decay, updates=0)
+
+    def follow(self, averaged: Set[str], kept: Set[str], decay: float, *, updates: int) -> None:
+        """From now on average some parameters, by name, keep others as they are, and copy everything else.
+
+        `updates` is how often `averaged` have been averaged before.
+        """
         if not 0 <= decay < 1:
             raise ValueError(f"ema_decay is {decay}; it lies in [0, 1)")
-        self.decay = decay
-        self.updates = 0
-        self.shadow = {k: v.detach().clone() for k, v in module.state_dict().items()}
-        self._names = [k for k, _ in module.named_parameters()]
+        self.decay, self.updates = decay, updates
+        self._averaged = [k for k in self.shadow if k in averaged]
+        self._copied = [k for k in self.shadow if k not in averaged | kept]
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        parameters = dict(module.named_parameters())
+        own = module.state_dict()
         torch._foreach_lerp_(
-            [self.shadow[k] for k in self._names], [parameters[k].detach() for k in self._names], 1 - decay
+            [self.shadow[k] for k in self._averaged], [own[k] for k in self._averaged], 1 - decay
         )
+        for key in self._copied:
+            self.shadow[key].copy_(own[key])
+
+    @torch.no_grad()
+    def take(self, module: nn.Module) -> None:
+        """Begin anew at the module's own weights."""
         for key, value in module.state_dict().items():
-            if key not in parameters:
-                self.shadow[key].copy_(value)
+            self.shadow[key].copy_(value)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.shadow

@@ -14,10 +14,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from pellucid.methods.base import Method
+from pellucid.methods.base import Method, Stage
 
-Preview = Callable[[Method], tuple[Image.Image, dict[str, Any]] | None]
-"""Called with the method carrying its averaged weights -> a picture of what it makes, and what made the picture."""
+Preview = Callable[[Method, Stage], tuple[Image.Image, dict[str, Any]] | None]
+"""Called with the method carrying its averaged weights, and the stage that is trained -> a picture of what it makes,
+and what made the picture; None where there is nothing to see."""
 PALETTE = (
     (230, 75, 53), (77, 187, 213), (0, 160, 135), (60, 84, 136), (243, 155, 127), (132, 145, 180),
     (145, 209, 194), (220, 0, 0), (126, 97, 72), (176, 156, 133), (255, 205, 86), (90, 24, 154),
@@ -73,15 +74,21 @@ def save_png(path: Path, picture: Image.Image, made_by: Mapping[str, Any]) -> No
 
 
 def samples_of(name: str, seed: int) -> Preview:
-    """Draws what a method makes of the same noise each time, with its masks below; and says what made the picture."""
+    """Draws what a method makes of the same noise each time, with its masks below; and says what made the picture.
 
-    def draw(method: Method) -> tuple[Image.Image, dict[str, Any]] | None:
-        if not method.controls:
+    A stage says by which controls; nothing is drawn where it shows nothing, or where what is made is no picture.
+    """
+
+    def draw(method: Method, stage: Stage) -> tuple[Image.Image, dict[str, Any]] | None:
+        channels, *sides = method.image_shape
+        if not method.controls or stage.shows is None or channels not in (1, 3) or min(sides) < 2:
             return None
-        sample = method.sample(8, torch.Generator().manual_seed(seed), num_steps=25)
+        controls = {"num_steps": 25} if "num_steps" in method.controls else {}
+        sample = method.sample(8, torch.Generator().manual_seed(seed), **controls | dict(stage.shows))
         rows = [sample.images.cpu().expand(-1, 3, -1, -1)]
         if "masks" in sample.readouts:
             rows.append(overlay(sample.images.cpu(), sample.readouts["masks"].argmax(1).cpu()))
-        return grid(torch.cat(rows)), {"recipe": name, "seed": seed, "controls": dict(sample.controls)}
+        made_by = {"recipe": name, "stage": stage.name, "seed": seed, "controls": dict(sample.controls)}
+        return grid(torch.cat(rows)), made_by
 
     return draw

@@ -7,6 +7,9 @@ before the next player's losses are asked for.
 Everything random in step s is drawn from a generator seeded by (seed, stage, s, micro-batch), and the
 data order by (seed, position), so that a run continued from a checkpoint is, bit for bit, the run that
 was never stopped; and W processes with one micro-batch each are one process with W micro-batches.
+
+A method of several stages is trained stage after stage. Each counts its own steps and sees the data
+from its first position on; the averaged weights of the stages before are what it builds on.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -35,9 +38,20 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from pellucid.data.images import Dataset
+from pellucid.data.latents import PART, Derived, asked_for, pictures, place_for, write
 from pellucid.data.order import Loader, Order
-from pellucid.methods.base import Method, Stage
-from pellucid.train.checkpoint import Checkpoint, best, latest, mark_best, prune, save_checkpoint, steps_of
+from pellucid.methods.base import CollapseError, Method, Stage
+from pellucid.train.checkpoint import (
+    Checkpoint,
+    best,
+    digest,
+    latest,
+    mark_best,
+    prune,
+    read_checkpoint,
+    save_checkpoint,
+    steps_of,
+)
 from pellucid.train.distributed import World, all_whole, placed, shard, whole, world
 from pellucid.train.ema import EMA
 from pellucid.train.log import Log
@@ -50,6 +64,33 @@ Event = Callable[[str, dict[str, Any]], None]
 
 class TrainingError(ValueError):
     """Training cannot go on; the message says why and what to do."""
+
+
+class _StopError(Exception):
+    """A stop was asked for where there is nothing to save."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """What one stage does otherwise than the rest of its run; None is as everywhere."""
+
+    steps: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    betas: tuple[float, float] | None = None
+    weight_decay: float | None = None
+    warmup: int | None = None
+    decay: float | None = None
+    grad_clip: float | None = None
+    ema_decay: float | None = None
+    flip: bool | None = None
+    lr_of: Mapping[str, float] = field(default_factory=dict)
+    """Player -> factor on the stage's lr; 1 for those that are not named."""
+
+    def __post_init__(self) -> None:
+        for player, factor in self.lr_of.items():
+            if not factor > 0:
+                raise ValueError(f"lr_of.{player} is {factor}; a factor on lr is above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +129,8 @@ class TrainConfig:
     checkpoint_every: int = 500
     keep_last: int = 2
     """Checkpoints kept besides the best."""
+    stages: Mapping[str, StageConfig] = field(default_factory=dict)
+    """Stage -> what it does otherwise, where a method has several."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "micro_batches", "log_every", "checkpoint_every", "keep_last"):
@@ -112,6 +155,17 @@ class TrainConfig:
             raise ValueError(
                 f"micro_batches is {self.micro_batches}; it must divide batch_size, {self.batch_size}"
             )
+        for name in self.stages:
+            try:
+                self.of(name)
+            except ValueError as error:
+                raise ValueError(f"stages.{name}: {error}") from None
+
+    def of(self, stage: str) -> TrainConfig:
+        """What holds in one stage: its own settings where it has any, and no more `stages`."""
+        own = self.stages.get(stage, StageConfig())
+        given = {k: v for k, v in vars(own).items() if v is not None and k != "lr_of"}
+        return replace(self, stages={}, **given)
 
 
 def check_seed(seed: int) -> None:
@@ -185,13 +239,19 @@ class Player:
     """One owner of parameters: its optimiser, and its gradients' way to a step."""
 
     def __init__(
-        self, name: str, parameters: list[nn.Parameter], config: TrainConfig, device: torch.device
+        self,
+        name: str,
+        parameters: list[nn.Parameter],
+        config: TrainConfig,
+        device: torch.device,
+        *,
+        lr_factor: float = 1.0,
     ) -> None:
         self.name, self.parameters = name, [p for p in parameters if p.requires_grad]
-        self.config = config
+        self.config, self.lr = config, config.lr * lr_factor
         self.optimizer = torch.optim.AdamW(
             self.parameters,
-            lr=config.lr,
+            lr=self.lr,
             betas=config.betas,
             weight_decay=config.weight_decay,
             fused=device.type in ("cpu", "cuda") and config.parallel == "ddp",
@@ -212,7 +272,7 @@ class Player:
             if self.config.grad_clip and grads:
                 torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.grad_clip, norm)
             for group in self.optimizer.param_groups:
-                group["lr"] = self.config.lr * factor
+                group["lr"] = self.lr * factor
             self.optimizer.step()
         return size
 
@@ -314,10 +374,11 @@ def _alone(run: Path) -> Iterator[None]:
         lock.release()
 
 
-def _claim(run: Path, recipe: Mapping[str, Any], data: str, steps: int, resume: bool) -> None:
+def _claim(run: Path, recipe: Mapping[str, Any], data: str, lengths: Mapping[str, int], resume: bool) -> None:
     """Make the run folder ours: write config.json, or find that the one there is of the same run.
 
-    `data` is the fingerprint of the pictures. A folder in which nothing has been trained yet is anybody's.
+    `data` is the fingerprint of the pictures, `lengths` the steps of each stage, in order. A folder in which
+    nothing has been trained yet is anybody's.
     """
     path = run / "config.json"
     seen = {"fingerprint": data, "place": place_of(str(recipe.get("data", {}).get("spec", "")))}
@@ -336,11 +397,7 @@ def _claim(run: Path, recipe: Mapping[str, Any], data: str, steps: int, resume: 
                     f"or remove this one yourself"
                 )
             reached = max((int(p.name) for p in steps_of(run)), default=0)
-            if reached > steps:
-                raise TrainingError(
-                    f"{run} has been trained for {reached} steps, more than the {steps} that were asked for; ask for "
-                    f"as many or more, or name another folder with --out"
-                )
+            _check_lengths(run, began["recipe"].get("train", {}), lengths, reached)
             differing = set(_differences(began["recipe"], dict(recipe)))
             before = began.get("data", {})
             if any(v and v == before.get(k) for k, v in seen.items()):
@@ -365,11 +422,39 @@ def _claim(run: Path, recipe: Mapping[str, Any], data: str, steps: int, resume: 
         raise TrainingError(f"{path} is no config of a run; name another folder with --out") from None
 
 
+def _check_lengths(run: Path, began: Mapping[str, Any], lengths: Mapping[str, int], reached: int) -> None:
+    """A TrainingError where a stage is to have fewer steps than it had, or others than the next stage built on.
+
+    `began` is the training that the run was last started with, `reached` the step it got to.
+    """
+    left, last = reached, list(lengths)[-1]
+    for name, now in lengths.items():
+        if left <= 0:
+            return
+        own = (began.get("stages") or {}).get(name) or {}
+        was = own.get("steps") or began.get("steps") or now
+        if name != last and left > was and now != was:
+            raise TrainingError(
+                f"{run} has trained its stage {name} for {was} steps, and later stages on what came of them; {now} "
+                f"steps of it are another run. Ask for {was}, or name another folder with --out"
+            )
+        if left > now and (name == last or left <= was):
+            of_stage = "" if len(lengths) == 1 else f" of its stage {name}"
+            raise TrainingError(
+                f"{run} has been trained for {left} steps{of_stage}, more than the {now} that were asked for; ask for "
+                f"as many or more, or name another folder with --out"
+            )
+        left -= was
+
+
 def _differences(a: Any, b: Any, at: str = "") -> Iterator[str]:
+    if isinstance(a, dict) or isinstance(b, dict):  # none is as good as empty
+        a, b = ({} if v is None else v for v in (a, b))
     if isinstance(a, dict) and isinstance(b, dict):
         for key in a.keys() | b.keys():
             place = f"{at}.{key}" if at else key
-            if not (at == "train" and key in FREE):
+            free = (at == "train" and key in FREE) or (at.startswith("train.stages.") and key == "steps")
+            if not free:
                 yield from _differences(a.get(key), b.get(key), place)
     elif a != b:
         yield at
@@ -394,16 +479,32 @@ def train(
     holds this run.
 
     Raises TrainingError: the folder is of another run or cannot be written, a loss or gradient is not
-    finite (the batch is saved, no optimiser has stepped), memory does not suffice for one sample;
-    CheckpointError where a checkpoint cannot be written.
+    finite (the batch is saved, no optimiser has stepped), a stage has collapsed, memory does not suffice for one
+    sample, `config.stages` names what the method does not have; CheckpointError where a checkpoint cannot be written.
     """
+    _check_names(method, config)
     device = device_of(config.device)
     ranks = world(device)
     with stop_signals() as wanted, _alone(run) if ranks.main else contextlib.nullcontext():
         if ranks.main:
-            _claim(run, meta, dataset.fingerprint, config.steps * len(method.stages()), resume)
+            lengths = {stage.name: config.of(stage.name).steps for stage in method.stages()}
+            _claim(run, meta, dataset.fingerprint, lengths, resume)
         ranks.wait()
-        return _Run(method, dataset, config, run, device, ranks, on_event, preview).go(wanted, stop_after)
+        return _Run(method, dataset, config, run, device, ranks, on_event, preview, meta).go(
+            wanted, stop_after
+        )
+
+
+def _check_names(method: Method, config: TrainConfig) -> None:
+    """A TrainingError where settings are for a stage or a player that the method does not have."""
+    stages = {stage.name: stage for stage in method.stages()}
+    for name, own in config.stages.items():
+        if name not in stages:
+            raise TrainingError(f"the settings name a stage {name!r}; there are {', '.join(stages)}")
+        for player in own.lr_of:
+            if player not in stages[name].players:
+                known = ", ".join(stages[name].players)
+                raise TrainingError(f"stages.{name}.lr_of names a player {player!r}; the stage has {known}")
 
 
 class _Run:
@@ -417,8 +518,13 @@ class _Run:
         ranks: World,
         on_event: Event,
         preview: Preview | None,
+        meta: Mapping[str, Any],
     ) -> None:
         self.config, self.run, self.device, self.ranks = config, run, device, ranks
+        self.identity = [
+            meta.get("method"),
+            meta.get("config"),
+        ]  # what, besides weights, says what a part does
         self.say: Event = on_event if ranks.main else lambda kind, figures: None
         self.preview = preview
         self.format = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -426,21 +532,25 @@ class _Run:
         if config.parallel == "fsdp":
             shard(self.method, device, ranks)
         self.stages = method.stages()
-        self.players = [
-            {n: Player(f"{i}.{n}", list(ps), config, device) for n, ps in stage.players.items()}
-            for i, stage in enumerate(self.stages)
+        self.configs = [config.of(stage.name) for stage in self.stages]
+        self.total = sum(own.steps for own in self.configs)
+        names = {id(p): name for name, p in method.named_parameters()}
+        self.owned = [
+            {names[id(p)] for ps in stage.players.values() for p in ps if id(p) in names}
+            for stage in self.stages
         ]
+        self.players: dict[str, Player] = {}  # of the stage that is trained
+        self.optim: Mapping[str, Tensor] = {}  # of a checkpoint, until the stage begins whose it is
         self.ema = EMA(method, config.ema_decay)
         self.micro = max(config.micro_batches, ranks.size)
         if self.micro % ranks.size:
             raise TrainingError(
                 f"micro_batches is {config.micro_batches}; {ranks.size} processes must divide it"
             )
-        self.order = Order(
-            len(dataset), config.batch_size, config.seed, rank=ranks.rank, world_size=ranks.size
-        )
         self.dataset = dataset
         self.step = 0  # over all stages
+        self.seen = 0  # samples, over all stages
+        self.derived_from: str | None = None  # the weights by which the stage's derived values are known
         self.best = math.inf
         self.loss = math.nan  # a running mean, which decides what is best
 
@@ -458,13 +568,11 @@ class _Run:
             )
         self.method.load_state_dict({k: placed(v, own[k]) for k, v in weights.items()})
         self.ema.load_state_dict(found.tensors("ema"), int(found.state["ema_updates"]))
-        optim = found.tensors("optim")
-        for players in self.players:
-            for player in players.values():
-                player.load(optim)
-        self.step = found.step
+        self.optim = found.tensors("optim")
+        self.step, self.seen = found.step, int(found.state["samples_seen"])
+        self.derived_from = found.state.get("derived_from")
         self.best, self.loss = (_float(found.state[k]) for k in ("best", "loss"))
-        if self.ranks.main and self.loss <= self.best:
+        if self.ranks.main and self.loss <= self.best and not found.state.get("ailing"):
             marked = best(self.run)
             if marked is None or marked.step < found.step:  # a kill came between the checkpoint and its mark
                 mark_best(self.run, found, self.loss)
@@ -472,31 +580,34 @@ class _Run:
             text = "the pictures are not those that the run began with; it continues on what is there now"
             self.say("note", {"text": text})
 
-    def save(self) -> None:
+    def save(self, *, ailing: bool) -> None:
         # the step is the same on all ranks, and what is written is gathered by all: rank 0 writes for them
         optim: dict[str, Tensor] = {}
-        for players in self.players:
-            for player in players.values():
-                optim |= player.state()
+        for player in self.players.values():  # those of finished stages have nothing left to do
+            optim |= player.state()
         tensors = {
             "model": all_whole(self.method.state_dict()),
             "ema": all_whole(self.ema.state_dict()),
             "optim": optim,
         }
         if self.ranks.main:
-            improved = self.loss < self.best
-            self.best = min(self.best, self.loss)
+            improved = self.loss < self.best and not ailing
+            self.best = self.loss if improved else self.best
             state = {
                 "ema_updates": self.ema.updates,
-                "samples_seen": self.step * self.config.batch_size,
+                "samples_seen": self.seen,
                 "best": _text(self.best),
                 "loss": _text(self.loss),
                 "data": self.dataset.fingerprint,
+                "derived_from": self.derived_from,
+                "ailing": ailing,
+                "finished": self.step == self.total,
             }
             made = save_checkpoint(self.run, self.step, tensors, state)
             if improved:
                 mark_best(self.run, made, self.loss)
-            prune(self.run, self.config.keep_last)
+            if not ailing:  # or the last sound one would go
+                prune(self.run, self.config.keep_last)
             self.say("saved", {"step": self.step, "folder": str(made.folder)})
         self.ranks.wait()
 
@@ -514,12 +625,11 @@ class _Run:
         first = self.ranks.rank * mine
         return [(first + i, _rows(batch, slice(i * share, (i + 1) * share))) for i in range(mine)]
 
-    def one_step(
-        self, index: int, stage: Stage, players: Mapping[str, Player], batch: Batch, local: int
-    ) -> dict[str, float]:
+    def one_step(self, index: int, stage: Stage, batch: Batch, local: int) -> dict[str, float]:
         """Every player's turn, the micro-batches in lockstep; returns the logged figures."""
+        own, players = self.configs[index], self.players
         parts = self.parts(batch)
-        factor = learning_rate(self.config, local)
+        factor = learning_rate(own, local)
         turns = [
             iter(stage.losses(part, seeded(self.config.seed, index, local, number))) for number, part in parts
         ]
@@ -547,18 +657,18 @@ class _Run:
             (broken,) = self.ranks.any(not finite)
             norm = math.nan if broken else players[name].step(factor, self.ranks)
             if broken or not math.isfinite(norm):
-                self.refuse(values, norm, batch, local)
+                self.refuse(values, norm, batch, own)
             # one player's loss reaches another's parameters: those gradients are nobody's
             self.method.zero_grad(set_to_none=True)
             figures |= {f"{name}.{k}" if len(players) > 1 else k: v for k, v in values.items()}
             figures[f"{name}.grad_norm" if len(players) > 1 else "grad_norm"] = norm
         stage.after_step(local)
         self.ema.update(self.method)
-        figures["lr"] = self.config.lr * factor
+        figures["lr"] = own.lr * factor
         figures["loss"] = summed
         return figures
 
-    def refuse(self, values: Mapping[str, float], norm: float, batch: Batch, local: int) -> None:
+    def refuse(self, values: Mapping[str, float], norm: float, batch: Batch, own: TrainConfig) -> None:
         """Stop on NaN or infinity, with what is needed to look into it."""
         from safetensors.torch import save_file
 
@@ -570,8 +680,20 @@ class _Run:
         what = f"the loss term {', '.join(bad)}" if bad else "the gradient"
         raise TrainingError(
             f"{what} is not finite at step {self.step}; no optimiser has stepped on it. Its batch is in {path}; "
-            f"{whole}. Lower lr (now {self.config.lr}) with another --out, or use fp32 if this was bf16"
+            f"{whole}. Lower lr (now {own.lr}) with another --out, or use fp32 if this was bf16"
         )
+
+    def collapsed(self, stage: Stage, error: CollapseError) -> TrainingError:
+        """What to say of a stage that has failed for good. Nothing is saved: the weights are worth nothing."""
+        sound = None
+        for folder in steps_of(self.run):
+            found = read_checkpoint(folder)
+            if found is not None and not found.state.get("ailing"):
+                sound = found
+        kept = "there is no sound checkpoint yet"
+        if sound is not None:
+            kept = f"the last sound checkpoint is that of step {sound.step}, {sound.folder}"
+        return TrainingError(f"stage {stage.name} has collapsed at step {self.step}: {error}; {kept}")
 
     # ---- the run -----------------------------------------------------------------------------
 
@@ -582,22 +704,21 @@ class _Run:
             yield self.dataset.batch(spread[start : start + 32]).x0
 
     def go(self, wanted: threading.Event, stop_after: int | None) -> TrainResult:
-        config = self.config
         self.restore()
-        first, began = self.step, time.perf_counter()
-        self.say(
-            "start", {"step": self.step, "steps": config.steps * len(self.stages), "device": str(self.device)}
-        )
+        first, seen, began = self.step, self.seen, time.perf_counter()
+        self.say("start", {"step": self.step, "steps": self.total, "device": str(self.device)})
+        until = stop_after and first + stop_after
         paused = False
         try:
             with contextlib.ExitStack() as stack:
                 log = stack.enter_context(Log(self.run, start=self.step)) if self.ranks.main else None
-                for index, stage in enumerate(self.stages):
-                    local = self.step - index * config.steps
-                    if local >= config.steps or paused:
+                before = 0
+                for index, own in enumerate(self.configs):
+                    local = self.step - before
+                    before += own.steps
+                    if local >= own.steps or paused:
                         continue
-                    until = stop_after and first + stop_after
-                    paused = self.run_stage(index, stage, local, log, wanted, until)
+                    paused = self.run_stage(index, local, log, wanted, until) and self.step < self.total
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -606,62 +727,156 @@ class _Run:
                 f"run continues from it"
             ) from error
         seconds = time.perf_counter() - began
-        rate = (self.step - first) * config.batch_size / max(seconds, 1e-9)
+        rate = (self.seen - seen) / max(seconds, 1e-9)
         result = TrainResult("paused" if paused else "done", self.step, seconds, rate)
         self.say("end", {"state": result.state, "step": self.step, "seconds": seconds})
         return result
 
-    def run_stage(
-        self,
-        index: int,
-        stage: Stage,
-        local: int,
-        log: Log | None,
-        wanted: threading.Event,
-        until: int | None,
-    ) -> bool:
-        """Train one stage to its end; True where it was asked to stop before."""
-        config, players = self.config, self.players[index]
+    def begin_stage(self, index: int, local: int) -> None:
+        """Its optimisers, and at its first step the weights, buffers and figures that it begins with."""
+        stage, own = self.stages[index], self.configs[index]
+        factors = self.config.stages.get(stage.name, StageConfig()).lr_of
+        self.players = {
+            n: Player(f"{index}.{n}", list(ps), own, self.device, lr_factor=factors.get(n, 1.0))
+            for n, ps in stage.players.items()
+        }
+        for player in self.players.values():
+            player.load(self.optim)
+        self.optim = {}
+        self.micro = max(self.config.micro_batches, self.ranks.size)
         if local == 0:
+            before = set().union(*self.owned[:index])
+            averages = self.ema.state_dict()
+            self.method.load_state_dict({k: averages[k] for k in before}, strict=False)
             stage.prepare(self.some_pictures)
+            self.ema.take(self.method)
+            self.best, self.loss = math.inf, math.nan
+            self.derived_from = None
+        if stage.derives and self.derived_from is None:
+            self.derived_from = digest(all_whole(self.method.state_dict()))
+        others = set().union(*self.owned) - self.owned[index]
+        self.ema.follow(self.owned[index], others, own.ema_decay, updates=local)
+
+    def derived(self, index: int, order: Order, wanted: threading.Event) -> Derived:
+        """What the stage derives of the samples that it will see: as it is kept on disk, or computed now.
+
+        The first process writes. Where weights are split all have to compute; otherwise the others wait, at every
+        part, as no process group lets a process wait for long. Raises _StopError where a stop was asked for.
+        """
+        stage, own, ranks = self.stages[index], self.configs[index], self.ranks
+        assert self.derived_from is not None
+        rows = asked_for(order, own.steps, flip=own.flip)
+        key = [self.dataset.fingerprint, *self.dataset.shape, stage.name, self.derived_from, self.identity]
+        place = place_for(key, rows)
+        kept = Derived.open(place, rows, check=True) if ranks.main else None
+        (there,) = ranks.any(kept is not None)
+        if there:
+            ranks.wait()
+            return kept or _opened(place, rows)
+
+        told, begun = time.monotonic(), time.monotonic()
+
+        def meet(done: int) -> None:
+            nonlocal told
+            (stop,) = ranks.any(wanted.is_set())
+            if stop:
+                raise _StopError
+            if time.monotonic() - told > 10 or done == len(rows):
+                told = time.monotonic()
+                text = f"stage {stage.name} has seen {done} of {len(rows)} pictures beforehand, in {told - begun:.0f} s"
+                self.say(
+                    "note",
+                    {"text": text if done < len(rows) else f"{text}; what it needs is kept in {place}"},
+                )
+
+        @torch.no_grad()
+        def derive(x0: Tensor) -> Mapping[str, Tensor]:
+            return stage.derive(x0.to(self.device).contiguous(memory_format=self.format))
+
+        self.method.eval()
+        try:
+            if ranks.main:
+                write(place, rows, self.dataset, derive, each=meet)
+            else:
+                for start in range(0, len(rows), PART):
+                    if self.config.parallel == "fsdp":
+                        derive(pictures(self.dataset, rows[start : start + PART]))
+                    meet(start)
+        finally:
+            self.method.train()
+        ranks.wait()
+        return _opened(place, rows)
+
+    def run_stage(
+        self, index: int, local: int, log: Log | None, wanted: threading.Event, until: int | None
+    ) -> bool:
+        """Train one stage to its end; True where it was asked to stop, at its end or before."""
+        config, stage, own = self.config, self.stages[index], self.configs[index]
+        self.begin_stage(index, local)
+        order = Order(
+            len(self.dataset), own.batch_size, config.seed,
+            rank=self.ranks.rank, world_size=self.ranks.size,
+        )  # fmt: skip
+        derived = None
+        if stage.derives:
+            try:
+                derived = self.derived(index, order, wanted)
+            except _StopError:
+                return True
         if config.compile:  # the losses call the parts, not the method
             for part in self.method.children():
                 part.compile()
         loader = iter(
-            Loader(self.dataset, self.order, start_step=self.step, workers=config.workers, flip=config.flip)
-        )
+            Loader(
+                self.dataset, order, start_step=local, workers=config.workers, flip=own.flip,
+                derived=None if derived is None else derived.of,
+            )
+        )  # fmt: skip
         mark, mark_step = time.perf_counter(), self.step
-        while local < config.steps:
+        while local < own.steps:
             batch = next(loader).to(self.device)
             batch = _formatted(batch, self.format)
-            figures = self.with_memory(partial(self.one_step, index, stage, players, batch, local))
+            try:
+                figures = self.with_memory(partial(self.one_step, index, stage, batch, local), own)
+            except CollapseError as error:
+                raise self.collapsed(stage, error) from error
             local += 1
             self.step += 1
+            self.seen += own.batch_size
             self.loss = (
                 figures["loss"] if math.isnan(self.loss) else 0.98 * self.loss + 0.02 * figures["loss"]
             )
-            last = local == config.steps
+            last = local == own.steps
             (stop,) = self.ranks.any(wanted.is_set() or self.step == until)
             if self.step % config.log_every == 0 or last:
                 now = time.perf_counter()
-                rate = (self.step - mark_step) * config.batch_size / max(now - mark, 1e-9)
+                rate = (self.step - mark_step) * own.batch_size / max(now - mark, 1e-9)
                 mark, mark_step = now, self.step
                 if log is not None:
-                    log.write(self.step, figures | {"images_per_second": rate})
-                self.say(
-                    "step", {"step": self.step, "stage": stage.name, "images_per_second": rate, **figures}
-                )
+                    log.write(self.step, {"stage": stage.name} | figures | {"images_per_second": rate})
+                counts = {
+                    "step": self.step,
+                    "stage": stage.name,
+                    "stage_step": local,
+                    "stage_steps": own.steps,
+                }
+                self.say("step", counts | {"images_per_second": rate} | figures)
             if self.step % config.checkpoint_every == 0 or last or stop:
-                self.save()
+                (ailing,) = self.ranks.any(stage.ailing())
+                if last or stop or not ailing:
+                    self.save(ailing=ailing)
+                else:
+                    text = f"stage {stage.name} shows signs of a collapse: no checkpoint is written at step {self.step}"
+                    self.say("note", {"text": text})
             if config.sample_every and (self.step % config.sample_every == 0 or last):
-                self.show(log)
+                self.show(stage, log)
                 mark, mark_step = time.perf_counter(), self.step
-            if stop and not last:
+            if stop:
                 return True
         return False
 
-    def with_memory(self, attempt: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """Run a step; where memory does not suffice, in twice as many micro-batches, for good."""
+    def with_memory(self, attempt: Callable[[], dict[str, float]], own: TrainConfig) -> dict[str, float]:
+        """Run a step; where memory does not suffice, in twice as many micro-batches, to the end of the stage."""
         while True:
             try:
                 return attempt()
@@ -669,7 +884,7 @@ class _Run:
                 # on a CPU it is a plain RuntimeError, told apart by its words
                 if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
                     raise
-                most = self.config.batch_size
+                most = own.batch_size
                 if self.micro >= most or self.ranks.size > 1 or most % (2 * self.micro):
                     raise TrainingError(
                         f"out of memory with {most // self.micro} pictures at a time; use a smaller --batch-size, "
@@ -681,16 +896,27 @@ class _Run:
             self.micro *= 2
             self.say("note", {"text": f"out of memory: the batch is now computed in {self.micro} parts"})
 
-    def show(self, log: Log | None) -> None:
+    def show(self, stage: Stage, log: Log | None) -> None:
         """Write a picture of what the averaged weights make; where weights are split, all ranks have to make it."""
         if self.preview is None or not (self.ranks.main or self.config.parallel == "fsdp"):
             return
         with averaged(self.method, self.ema) as method:
-            made = self.preview(method)
+            made = self.preview(method, stage)
         if log is not None and made is not None:
             picture, about = made
             save_png(self.run / "samples" / f"{self.step:08d}.png", picture, {"step": self.step, **about})
             log.picture(self.step, "samples", np.asarray(picture.convert("RGB")))
+
+
+def _opened(place: Path, rows: np.ndarray) -> Derived:
+    """Derived values that have just been found whole, or written."""
+    found = Derived.open(place, rows, check=False)
+    if found is None:
+        raise TrainingError(
+            f"{place} was written and cannot be opened: was the cache emptied, or is it not the same for all "
+            f"processes? Set PELLUCID_CACHE to a folder that all of them see, and start again"
+        )
+    return found
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:
@@ -698,15 +924,18 @@ def _rows(batch: Batch, rows: slice) -> Batch:
     return Batch(
         x0=batch.x0[rows], labels=part(batch.labels), masks=part(batch.masks),
         truth={k: v[rows] for k, v in batch.truth.items()},
+        derived={k: v[rows] for k, v in batch.derived.items()},
     )  # fmt: skip
 
 
 def _formatted(batch: Batch, memory_format: torch.memory_format) -> Batch:
-    return Batch(
+    return replace(
+        batch,
         x0=batch.x0.contiguous(memory_format=memory_format),
-        labels=batch.labels,
-        masks=batch.masks,
-        truth=batch.truth,
+        derived={
+            k: v.contiguous(memory_format=memory_format) if v.ndim == 4 else v
+            for k, v in batch.derived.items()
+        },
     )
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -110,7 +109,6 @@ class Coarse(Stage):
     """Players: the critic (encoder, frequencies, projector), then the generator."""
 
     name = "coarse"
-    shows = {"grain": "coarse"}
 
     def __init__(self, method: CoFi) -> None:
         self.method, self.config = method, method.config.coarse
@@ -120,12 +118,11 @@ class Coarse(Stage):
         self.players = {"critic": critic}
         if method.generator is not None:
             self.players["generator"] = list(method.generator.parameters())
-        else:
-            self.shows = None
+        self.shows = {"grain": "coarse"} if "grain" in method.controls else {} if method.controls else None
 
     def prepare(self, pictures: Pictures) -> None:
         codes, method = self.method.prior.codes, self.method
-        some = [part for part in islice(pictures(max(codes, 64)), 1 + codes // 32)]
+        some = list(pictures(max(codes, 64)))
         count = sum(len(part) for part in some)
         if count < codes:
             raise ValueError(
@@ -184,7 +181,7 @@ class Coarse(Stage):
         self, real_code: Tensor, fake_code: Tensor | None, put_in: tuple[Tensor, Tensor] | None
     ) -> dict[str, Tensor]:
         """What is logged beside the losses, and what tells a collapse and how sure a reading may be."""
-        method, cfg = self.method, self.config
+        method = self.method
         spread = real_code.float().std(0).mean()
         said = {"_spread": spread}
         bad = spread < 1e-3
@@ -218,8 +215,8 @@ class Coarse(Stage):
         self.signs.clear()
         if int(counter) >= self.config.patience:
             raise CollapseError(
-                f"the coarse stage has collapsed: for {self.config.patience} steps its codes could not be read back from "
-                f"its own pictures better than by chance, or its encoder said the same of every picture. Begin anew "
-                f"with more coarse.reciprocal (now {self.config.reciprocal:g}), a lower lr, fewer prior.bits (now "
+                f"the coarse stage has collapsed: for {self.config.patience} steps its codes could not be read back "
+                f"from its own pictures better than by chance, or its encoder said the same of every picture. Begin "
+                f"anew with more coarse.reciprocal (now {self.config.reciprocal:g}), a lower lr, fewer prior.bits (now "
                 f"{self.method.prior.bits}), or more pictures"
             )

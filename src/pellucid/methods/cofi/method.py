@@ -49,8 +49,8 @@ class CoFiConfig:
     def __post_init__(self) -> None:
         if (self.gan.size, self.gan.channels) != (self.size, self.channels):
             raise ValueError(
-                f"gan is for {self.gan.channels} channels at size {self.gan.size}; the pictures have {self.channels} at "
-                f"{self.size}"
+                f"gan is for {self.gan.channels} channels at size {self.gan.size}; the pictures have {self.channels} "
+                f"at {self.size}"
             )
         if self.fine is not None and self.fine.encoder is None:
             raise ValueError("fine has no encoder; without a fine code it is the stage `diffusion`")
@@ -84,6 +84,11 @@ class CoFi(Method):
 
     name: ClassVar[str] = "cofi"
     reads_any_size: ClassVar[bool] = False
+    evidence_mean: Tensor
+    evidence_var: Tensor
+    chance_steps: Tensor
+    bank: Tensor
+    banked: Tensor
 
     def __init__(self, config: CoFiConfig) -> None:
         super().__init__()
