@@ -1,4 +1,4 @@
-"""ClusterGAN (Mukherjee et al., AAAI 2019): one-hot codes beside noise, and an encoder that takes pictures back to both.
+"""ClusterGAN (Mukherjee et al., AAAI 2019): one-hot codes beside noise, and an encoder that finds both in a picture.
 
     discriminator        game
     generator, encoder   game + noise_weight |z_n - E(G(z))_n|^2 + code_weight CE(E(G(z))_c, c)        (eq. 4)

@@ -31,6 +31,8 @@ class MICConfig(InfoGANConfig):
 class LearnedMixture(Corners):
     """K Gaussians with means and diagonal covariances that are learned."""
 
+    corners: Tensor
+
     def __init__(self, config: PriorConfig) -> None:
         super().__init__(config)
         self.mean = nn.Parameter(self.corners.clone())

@@ -30,6 +30,7 @@ from pellucid.methods.baselines.adversarial import (
     passing,
     telling_apart,
 )
+from pellucid.methods.baselines.segmenters import kmeans
 from pellucid.types import Batch
 
 
@@ -56,21 +57,6 @@ class SelfCondConfig(CodedGANConfig):
 def nearest(points: Tensor, centroids: Tensor) -> Tensor:
     """The nearest of centroids (K, D) to each point (N, D): (N,)."""
     return torch.cdist(points, centroids).argmin(1)
-
-
-def first_centroids(points: Tensor, k: int, rng: torch.Generator) -> Tensor:
-    """k of the points (N, D), far apart: k-means++ (Arthur and Vassilvitskii, 2007). (k, D)."""
-    chosen = [int(torch.randint(len(points), (1,), generator=rng))]
-    square = (points - points[chosen[0]]).square().sum(1)
-    while len(chosen) < k:
-        if float(square.max()) <= 0:
-            raise ValueError(
-                f"there are {len(chosen)} different features among {len(points)} pictures, and {k} clusters were asked "
-                f"for; set fewer prior.bits, or add pictures"
-            )
-        chosen.append(int(torch.multinomial(square.cpu(), 1, generator=rng)))
-        square = torch.minimum(square, (points - points[chosen[-1]]).square().sum(1))
-    return points[chosen]
 
 
 def moved_centroids(points: Tensor, centroids: Tensor, iterations: int) -> Tensor:
@@ -103,10 +89,14 @@ class ClusteredGame(GameStage):
         method = self.method
         with torch.no_grad():
             found = torch.cat([method.features(x.to(method.device)) for x in pictures(method.config.kept)])
+        if len(found) < method.prior.codes:
+            raise ValueError(
+                f"there are {len(found)} pictures for {method.prior.codes} clusters; set fewer prior.bits, or add pictures"
+            )
         method.remember(found)
         rng = torch.Generator().manual_seed(0)  # the first centroids are a function of weights and pictures
-        k = method.prior.codes
-        method.centroids.copy_(first_centroids(found, k, rng))
+        _, centroids = kmeans(found[None].cpu(), method.prior.codes, rng)
+        method.centroids.copy_(centroids[0])
         method.recluster()
 
     def losses(self, batch: Batch, rng: torch.Generator) -> Iterator[tuple[str, dict[str, Tensor]]]:
