@@ -9,12 +9,14 @@ of three games, two penalties of its gradient, and a method that is sampled by c
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pellucid.methods.base import Method, Stage, resolve
 from pellucid.methods.priors import Prior, PriorConfig, PriorKind, make_prior
@@ -87,7 +89,13 @@ class Discriminator(nn.Module):
 
         Where there is a judgement for each code, `code` (B,) chooses among them.
         """
-        return self.concluded(self.trunk.features(x), code)
+        return self.concluded(self.features(x), code)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Pictures (B, C, H, W) -> (B, D); where x requires a gradient, that gradient has one too."""
+        # fast attention cannot be differentiated twice
+        with sdpa_kernel(SDPBackend.MATH) if x.requires_grad else nullcontext():
+            return self.trunk.features(x)
 
     def concluded(self, features: Tensor, code: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The same from the trunk's features (B, D)."""

@@ -91,7 +91,8 @@ class ClusteredGame(GameStage):
             found = torch.cat([method.features(x.to(method.device)) for x in pictures(method.config.kept)])
         if len(found) < method.prior.codes:
             raise ValueError(
-                f"there are {len(found)} pictures for {method.prior.codes} clusters; set fewer prior.bits, or add pictures"
+                f"there are {len(found)} pictures for {method.prior.codes} clusters; set fewer prior.bits, or add "
+                f"pictures"
             )
         method.remember(found)
         rng = torch.Generator().manual_seed(0)  # the first centroids are a function of weights and pictures
@@ -106,7 +107,7 @@ class ClusteredGame(GameStage):
                 z, code = method.latents(len(batch), rng)
                 fake = method.generator(z)
             x = batch.x0.detach().requires_grad_()
-            features = method.discriminator.trunk.features(x)
+            features = method.discriminator.features(x)
             pooled = method.pooled(features.detach())
             own = nearest(pooled, method.centroids)
             if again == 0:
@@ -171,7 +172,7 @@ class SelfCond(CodedGAN):
 
     def features(self, x: Tensor) -> Tensor:
         """Pictures (B, C, H, W) -> (B, D)."""
-        return self.pooled(self.discriminator.trunk.features(x))
+        return self.pooled(self.discriminator.features(x))
 
     def remember(self, found: Tensor) -> None:
         """Keep features (B, D) in the place of the oldest."""

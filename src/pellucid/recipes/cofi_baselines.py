@@ -1,0 +1,79 @@
+"""Recipes of the label-free conditional GANs that CoFi-UCGen is compared with, on pictures and on points.
+
+Networks, number of codes, latent size, data, batch and steps are those of CoFi-UCGen's own recipes. The games and their
+weights are each method's own: the paper's where the ring trains well by it, otherwise what served the method best on
+the ring's validation points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pellucid.methods.baselines.adversarial import CodedGANConfig, GameConfig
+from pellucid.methods.baselines.clustergan import ClusterGANConfig
+from pellucid.methods.baselines.infogan import InfoGANConfig
+from pellucid.methods.baselines.mic import MICConfig
+from pellucid.methods.baselines.selfcond import SelfCondConfig
+from pellucid.methods.priors import PriorConfig
+from pellucid.nets.gan import GANConfig
+from pellucid.recipes.cofi import gan, prior, ring_training, training
+from pellucid.train.trainer import TrainConfig
+
+if TYPE_CHECKING:
+    from pellucid.recipes import DataSpec, Maker, Scale
+
+CONFIGS: Mapping[str, type[CodedGANConfig]] = {
+    "clustergan": ClusterGANConfig,
+    "infogan": InfoGANConfig,
+    "mic": MICConfig,
+    "selfcond": SelfCondConfig,
+}
+
+
+def pictures(
+    scale: Scale, data: DataSpec, *, method: str, **options: Any
+) -> tuple[str, CodedGANConfig, TrainConfig]:
+    if data.size == 1:
+        raise ValueError(f"these are points and not pictures; the recipe for points is {method}-ring")
+    kind = CONFIGS[method].codes_are
+    config = CONFIGS[method](
+        size=data.size,
+        channels=data.channels,
+        prior=prior(scale, kind=kind),
+        gan=gan(scale, data),
+        **{"game": GameConfig(penalty_weight=10.0)} | options,
+    )
+    train = training(scale)
+    game = train.stages["coarse"]
+    return method, config, replace(train, stages={"game": replace(game, lr_of=renamed(game.lr_of))})
+
+
+def renamed(lr_of: Mapping[str, float]) -> dict[str, float]:
+    """What holds for CoFi-UCGen's critic holds for a discriminator."""
+    return {"discriminator" if player == "critic" else player: v for player, v in lr_of.items()}
+
+
+def ring(
+    scale: Scale, data: DataSpec, *, method: str, lr: float = 2e-4, **options: Any
+) -> tuple[str, CodedGANConfig, TrainConfig]:
+    if data.size != 1:
+        raise ValueError(
+            f"{method}-ring takes points, of size 1, and these are pictures of {data.size}; use {method}"
+        )
+    config = CONFIGS[method](
+        size=1,
+        channels=data.channels,
+        prior=PriorConfig(kind=CONFIGS[method].codes_are, dim=32, bits=2),
+        gan=GANConfig(kind="mlp", size=1, channels=data.channels, base=64),
+        **{"game": GameConfig(penalty_weight=0.1)} | options,
+    )
+    return method, config, replace(ring_training(scale), lr=lr)
+
+
+RECIPES: Mapping[str, Maker] = {
+    **{name: partial(pictures, method=name) for name in CONFIGS},
+    **{f"{name}-ring": partial(ring, method=name) for name in CONFIGS},
+}
