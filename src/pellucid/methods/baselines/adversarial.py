@@ -129,8 +129,8 @@ def steepness(judged: Tensor, x: Tensor) -> Tensor:
 
 def between(real: Tensor, fake: Tensor, rng: torch.Generator) -> Tensor:
     """A picture on the line between each real and each generated one, at a random place: (B, C, H, W)."""
-    share = torch.rand(len(real), 1, 1, 1, generator=rng, device=rng.device).to(real.device)
-    return torch.lerp(real, fake, share).requires_grad_()
+    share = torch.rand(len(real), 1, 1, 1, generator=rng, device=rng.device).to(real)
+    return torch.lerp(real.detach(), fake, share).requires_grad_()
 
 
 class CodedGAN(Method):

@@ -53,7 +53,7 @@ class LearnedMixture(Corners):
 
     @property
     def entropy(self) -> float:
-        own = (self.log_sigma.double() + 0.5 * math.log(2 * math.pi * math.e)).sum(1)
+        own = (self.log_sigma.detach().double() + 0.5 * math.log(2 * math.pi * math.e)).sum(1)
         return math.log(self.codes) + float(own.mean())
 
 
