@@ -233,7 +233,9 @@ def test_a_learned_mixture_has_the_likelihoods_and_entropy_of_its_gaussians():
     z = torch.randn(10, 6, generator=gen(2))
     want = normal.log_prob(z[:, None]).sum(2).log_softmax(1)
     torch.testing.assert_close(prior.log_likelihoods(z).log_softmax(1), want)
-    assert prior.entropy == pytest.approx(math.log(4) + float(normal.entropy().detach().sum(1).mean()), rel=1e-6)
+    assert prior.entropy == pytest.approx(
+        math.log(4) + float(normal.entropy().detach().sum(1).mean()), rel=1e-6
+    )
 
 
 def test_samples_of_a_learned_mixture_have_its_moments_and_teach_it():

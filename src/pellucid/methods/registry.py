@@ -5,9 +5,11 @@ from __future__ import annotations
 from pellucid.methods.base import Method
 from pellucid.methods.baselines.clustergan import ClusterGAN, ClusterGANConfig
 from pellucid.methods.baselines.ddpm import DDPM, DDPMConfig
+from pellucid.methods.baselines.icgan import ICGAN, ICGANConfig
 from pellucid.methods.baselines.infogan import InfoGAN, InfoGANConfig
 from pellucid.methods.baselines.mic import MIC, MICConfig
 from pellucid.methods.baselines.selfcond import SelfCond, SelfCondConfig
+from pellucid.methods.baselines.selfguided import SelfGuided, SelfGuidedConfig
 from pellucid.methods.baselines.supervised import Segmenter, SegmenterConfig
 from pellucid.methods.cofi.method import CoFi, CoFiConfig
 from pellucid.methods.factorized import Factorized, FactorizedConfig
@@ -17,8 +19,10 @@ METHODS: dict[str, tuple[type, type[Method]]] = {
     "cofi": (CoFiConfig, CoFi),
     "ddpm": (DDPMConfig, DDPM),
     "factorized": (FactorizedConfig, Factorized),
+    "icgan": (ICGANConfig, ICGAN),
     "infogan": (InfoGANConfig, InfoGAN),
     "mic": (MICConfig, MIC),
     "segmenter": (SegmenterConfig, Segmenter),
     "selfcond": (SelfCondConfig, SelfCond),
+    "selfguided": (SelfGuidedConfig, SelfGuided),
 }

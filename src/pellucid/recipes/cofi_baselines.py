@@ -14,19 +14,24 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.methods.baselines.adversarial import CodedGANConfig, GameConfig
 from pellucid.methods.baselines.clustergan import ClusterGANConfig
+from pellucid.methods.baselines.icgan import ICGANConfig
 from pellucid.methods.baselines.infogan import InfoGANConfig
 from pellucid.methods.baselines.mic import MICConfig
 from pellucid.methods.baselines.selfcond import SelfCondConfig
+from pellucid.methods.baselines.selfguided import SelfGuidedConfig
+from pellucid.methods.baselines.selfsupervised import ContrastConfig
 from pellucid.methods.priors import PriorConfig
 from pellucid.nets.gan import GANConfig
-from pellucid.recipes.cofi import gan, prior, ring_training, training
-from pellucid.train.trainer import TrainConfig
+from pellucid.recipes.cofi import gan, prior, ring_training, training, unet
+from pellucid.recipes.factorized import predicts
+from pellucid.train.trainer import StageConfig, TrainConfig
 
 if TYPE_CHECKING:
     from pellucid.recipes import DataSpec, Maker, Scale
 
 CONFIGS: Mapping[str, type[CodedGANConfig]] = {
     "clustergan": ClusterGANConfig,
+    "icgan": ICGANConfig,
     "infogan": InfoGANConfig,
     "mic": MICConfig,
     "selfcond": SelfCondConfig,
@@ -73,7 +78,42 @@ def ring(
     return method, config, replace(ring_training(scale), lr=lr)
 
 
+def contrast(scale: Scale, data: DataSpec) -> ContrastConfig:
+    """The self-supervised encoder: the one that CoFi-UCGen has."""
+    width = 16 if scale == "tiny" else 128
+    return ContrastConfig(encoder=gan(scale, data), dim=width, projector=width)
+
+
+def selfguided(scale: Scale, data: DataSpec) -> tuple[str, SelfGuidedConfig, TrainConfig]:
+    if data.size == 1:
+        raise ValueError("these are points, which have no views to contrast; selfguided takes pictures")
+    config = SelfGuidedConfig(
+        size=data.size,
+        bits=prior(scale, kind="mixture").bits,
+        contrast=contrast(scale, data),
+        unet=unet(scale, data.channels, data.size),
+        predicts=predicts(scale),
+    )
+    train = training(scale)
+    return "selfguided", config, replace(train, stages={"contrast": contrast_training(train)})
+
+
+def contrast_training(train: TrainConfig) -> StageConfig:
+    """As many steps and pictures as CoFi-UCGen's coarse stage has."""
+    return StageConfig(steps=train.stages["coarse"].steps, batch_size=train.stages["coarse"].batch_size)
+
+
+def icgan(scale: Scale, data: DataSpec) -> tuple[str, CodedGANConfig, TrainConfig]:
+    if data.size == 1:
+        raise ValueError("these are points, which have no views to contrast; icgan takes pictures")
+    _, config, train = pictures(scale, data, method="icgan", contrast=contrast(scale, data))
+    stages = {"contrast": contrast_training(training(scale)), **train.stages}
+    return "icgan", config, replace(train, stages=stages)
+
+
 RECIPES: Mapping[str, Maker] = {
-    **{name: partial(pictures, method=name) for name in CONFIGS},
-    **{f"{name}-ring": partial(ring, method=name) for name in CONFIGS},
+    **{name: partial(pictures, method=name) for name in ("clustergan", "infogan", "mic", "selfcond")},
+    **{f"{name}-ring": partial(ring, method=name) for name in ("clustergan", "infogan", "mic", "selfcond")},
+    "icgan": icgan,
+    "selfguided": selfguided,
 }

@@ -9,6 +9,7 @@ of three games, two penalties of its gradient, and a method that is sampled by c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -139,14 +140,18 @@ class CodedGAN(Method):
     reads_any_size = False
 
     def __init__(
-        self, config: CodedGANConfig, *, judgements: int = 1, answers: int = 0, prior: Prior | None = None
+        self,
+        config: CodedGANConfig,
+        *,
+        prior: Prior | None = None,
+        discriminator: Discriminator | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.image_shape = (config.channels, config.size, config.size)
         self.prior = make_prior(config.prior) if prior is None else prior
         self.generator = Generator(config.gan, self.prior.dim)
-        self.discriminator = Discriminator(config.gan, judgements=judgements, answers=answers)
+        self.discriminator = Discriminator(config.gan) if discriminator is None else discriminator
         codes = self.prior.codes
         self.controls = {
             "code": Control(
@@ -168,18 +173,25 @@ class CodedGAN(Method):
         return self.prior.sample(n, rng, self.drawn(n, rng))
 
     def penalty(
-        self, judged: Tensor, x: Tensor, fake: Tensor, rng: torch.Generator, code: Tensor | None = None
+        self,
+        judged: Tensor,
+        x: Tensor,
+        fake: Tensor,
+        rng: torch.Generator,
+        judge: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """The weighted penalty of the discriminator's gradient.
 
         `judged` (B,) are its judgements of the real pictures x, which require a gradient where the penalty is r1;
-        `fake` are as many generated ones; `code` is what its judgements are conditioned on, if they are.
+        `fake` are as many generated ones; `judge` says how it judges others under what the real ones are judged
+        under, if it is told anything.
         """
         game = self.config.game
         if game.penalty == "r1":
             return game.penalty_weight / 2 * steepness(judged, x).mean()
         x = between(x, fake, rng)
-        length = (steepness(self.discriminator(x, code)[0], x) + 1e-12).sqrt()
+        said = self.discriminator(x)[0] if judge is None else judge(x)
+        length = (steepness(said, x) + 1e-12).sqrt()
         return game.penalty_weight * (length - 1).square().mean()
 
     @torch.no_grad()

@@ -22,6 +22,7 @@ from pellucid.methods.base import Stage
 from pellucid.methods.baselines.adversarial import (
     CodedGAN,
     CodedGANConfig,
+    Discriminator,
     GameStage,
     passing,
     telling_apart,
@@ -85,7 +86,8 @@ class InfoGAN(CodedGAN):
     config: InfoGANConfig
 
     def __init__(self, config: InfoGANConfig, *, prior: Prior | None = None) -> None:
-        super().__init__(config, answers=config.prior.codes, prior=prior)
+        discriminator = Discriminator(config.gan, answers=config.prior.codes)
+        super().__init__(config, prior=prior, discriminator=discriminator)
 
     def stages(self) -> tuple[Stage, ...]:
         return (InformedGame(self),)

@@ -26,6 +26,7 @@ from pellucid.methods.base import Pictures, Stage
 from pellucid.methods.baselines.adversarial import (
     CodedGAN,
     CodedGANConfig,
+    Discriminator,
     GameStage,
     passing,
     telling_apart,
@@ -115,7 +116,8 @@ class ClusteredGame(GameStage):
             real, _ = method.discriminator.concluded(features, own)
             terms = telling_apart(real, method.discriminator(fake, code)[0], cfg.game.loss)
             if cfg.game.penalty_weight:
-                terms["penalty"] = method.penalty(real, x, fake, rng, own)
+                judge = lambda between, own=own: method.discriminator(between, own)[0]
+                terms["penalty"] = method.penalty(real, x, fake, rng, judge)
             counts = torch.bincount(own, minlength=method.prior.codes)
             yield "discriminator", terms | {"_smallest_cluster": counts.min() / len(own)}
 
@@ -151,7 +153,7 @@ class SelfCond(CodedGAN):
 
     def __init__(self, config: SelfCondConfig) -> None:
         codes = config.prior.codes
-        super().__init__(config, judgements=codes)
+        super().__init__(config, discriminator=Discriminator(config.gan, judgements=codes))
         width = self.discriminator.trunk.feature_width // (1 if config.gan.kind == "mlp" else 16)
         self.register_buffer("centroids", torch.zeros(codes, width))
         self.register_buffer("kept", torch.zeros(config.kept, width))
