@@ -15,6 +15,7 @@ from pellucid.data.catalog import open_data
 from pellucid.data.composites import Composites, photograph_splits, split_of
 
 NAMES = [f"thing-{i}" for i in range(60)]
+CATEGORY = {name: ("even", "odd")[i % 2] for i, name in enumerate(NAMES)}
 
 
 def drawing(i: int) -> Image.Image:
@@ -29,7 +30,9 @@ def fill_emoji(root):
         (root / vendor / "64").mkdir(parents=True)
         for i, name in enumerate(NAMES):
             drawing(i).save(root / vendor / "64" / f"{name}.png")
-    (root / "emoji.json").write_text(json.dumps([{"short_name": n, "image": f"{n}.png"} for n in NAMES]))
+    (root / "emoji.json").write_text(
+        json.dumps([{"short_name": n, "image": f"{n}.png", "category": CATEGORY[n]} for n in NAMES])
+    )
 
 
 @pytest.fixture
@@ -39,6 +42,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setitem(fetch.COLLECTIONS, "emoji", replace(fetch.COLLECTIONS["emoji"], least=10))
     monkeypatch.setitem(fetch.COLLECTIONS, "photos", replace(fetch.COLLECTIONS["photos"], least=5))
     composites._bank.cache_clear()
+    composites._class_names.cache_clear()
     emoji, photos = fetch.folder("emoji"), fetch.folder("photos")
     fill_emoji(emoji)
     (photos / "photographs").mkdir(parents=True)
@@ -49,6 +53,22 @@ def cache(tmp_path, monkeypatch):
         (folder / "fetched.json").write_text("{}")
     yield tmp_path
     composites._bank.cache_clear()
+    composites._class_names.cache_clear()
+
+
+def test_labels_are_the_categories_of_what_is_shown(cache):
+    data = Composites(kind="emoji", size=32, length=60)
+    assert data.class_names == ("even", "odd")
+    batch = data.batch(np.arange(60))
+    assert set(batch.labels.tolist()) == {0, 1}
+    # a plain sample is the same cut-out at the same place: its own pixels and its label stay
+    plain = Composites(kind="emoji", size=32, length=60, plain=True)
+    assert plain.fingerprint != data.fingerprint
+    on_white = plain.batch(np.arange(60))
+    assert torch.equal(on_white.labels, batch.labels)
+    assert torch.equal(on_white.masks, batch.masks)
+    far = (torch.nn.functional.max_pool2d(batch.masks[:, None].float(), 5, 1, 2) == 0).expand(-1, 3, -1, -1)
+    assert (on_white.x0[far] == 1).all()
 
 
 def test_a_sample_is_a_function_of_its_index(cache):

@@ -129,7 +129,7 @@ class Train:
     recipe: tyro.conf.Positional[str]
     """What to train; `pellucid train list` names them all."""
     data: str | None = None
-    """A folder, a parquet or tar file, hf:NAME, or a built-in set (`pellucid data list`); by default the recipe's own."""
+    """A folder, a parquet or tar file, hf:NAME, or a set of `pellucid data list`; by default the recipe's own."""
     size: int | None = None
     """Pixels of a side; pictures are scaled and cropped to it. By default what the scale is made for."""
     scale: Scale = "cpu"

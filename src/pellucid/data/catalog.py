@@ -13,6 +13,7 @@ from pellucid.data.sources import FolderSource, HubSource, ParquetSource, Source
 BUILT_IN = {
     "scenes": "a procedural world of textured shapes, with every ground truth",
     "emoji": "emoji over crops of photographs, with exact masks (fetched)",
+    "emoji-plain": "the same emoji on white (fetched)",
     "clipart": "drawings over crops of photographs, with exact masks (fetched)",
     "fashion": "Fashion-MNIST: 70,000 grey pictures of clothing in ten classes (fetched)",
     "photos": "crops of photographs (fetched)",
@@ -66,11 +67,14 @@ def open_data(
 
         whole = 100_000 if split == "train" else LENGTHS[split] * 2
         return Ring(length=whole if limit is None else min(limit, whole), seed=seed, split=split)
-    if spec in ("emoji", "clipart"):
+    if spec in ("emoji", "emoji-plain", "clipart"):
         from pellucid.data.composites import Composites, Kind
 
-        kind: Kind = "emoji" if spec == "emoji" else "clipart"
-        return Composites(kind=kind, size=size, split=split, length=length, seed=seed, channels=channels)
+        kind: Kind = "clipart" if spec == "clipart" else "emoji"
+        plain = spec == "emoji-plain"
+        return Composites(
+            kind=kind, size=size, split=split, length=length, seed=seed, channels=channels, plain=plain
+        )
     if spec == "photos":
         return _photos(size, channels, split, limit)
     if spec == "fashion":

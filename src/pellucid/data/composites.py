@@ -25,7 +25,8 @@ from pellucid.data.sources import Split
 from pellucid.types import Batch
 
 Kind = Literal["emoji", "clipart"]
-_VERSION = 3  # part of the cache's key: raise it when what is cached changes
+_VERSION = 3  # of the pictures: part of their fingerprint
+_BANK = 4  # of what is cached: part of the cache's key
 _SALT = {"train": 1, "val": 2, "test": 3}
 _AREA = (0.12, 0.45)
 """The object's share of the frame, drawn uniformly."""
@@ -46,18 +47,25 @@ def photograph_splits(names: list[str]) -> dict[str, Split]:
     return {name: kinds[i % 5] for i, name in enumerate(ranked)}
 
 
-def _cutout_files(kind: Kind) -> list[tuple[str, Path]]:
-    """(identity, file) of every cut-out."""
+def _cutout_files(kind: Kind) -> list[tuple[str, str, Path]]:
+    """(identity, class, file) of every cut-out: an emoji's category, the folder that a drawing lies in."""
     root = fetch.get(kind)
     if kind == "clipart":
-        return [(p.stem, p) for p in sorted(root.glob("drawings/**/*.png"))]
+        top = root / "drawings" / "png"
+        return [(p.stem, p.relative_to(top).parts[0], p) for p in sorted(top.glob("**/*.png"))]
     entries = json.loads((root / "emoji.json").read_text())
     files = []
     for entry in entries:
         variants = [entry["image"], *(v["image"] for v in entry.get("skin_variations", {}).values())]
         for vendor in ("google", "twitter"):
-            files += [(entry["short_name"], root / vendor / "64" / image) for image in variants]
-    return [(identity, p) for identity, p in files if p.is_file()]
+            named = entry["short_name"], entry["category"]
+            files += [(*named, root / vendor / "64" / image) for image in variants]
+    return [(identity, category, p) for identity, category, p in files if p.is_file()]
+
+
+@lru_cache(maxsize=2)
+def _class_names(kind: Kind) -> tuple[str, ...]:
+    return tuple(sorted({category for _, category, _ in _cutout_files(kind)}))
 
 
 def _load_cutout(path: Path, size: int) -> np.ndarray | None:
@@ -90,17 +98,19 @@ def _photographs() -> list[tuple[str, Path]]:
 
 
 @lru_cache(maxsize=8)
-def _bank(kind: Kind, split: Split, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _bank(kind: Kind, split: Split, size: int) -> tuple[np.ndarray, ...]:
     """What samples of a split are made of, prepared once and cached on disk.
 
-    -> cut-outs (N, S, S, 4) premultiplied, their sizes (N, 2), grounds (M, size, size, 3).
+    -> cut-outs (N, S, S, 4) premultiplied, their sizes (N, 2), their classes (N,), grounds (M, size, size, 3).
     """
-    at = cache_folder() / "composites" / f"v{_VERSION}-{kind}-{split}-{size}"
-    names = ("cutouts", "sizes", "grounds")
+    at = cache_folder() / "composites" / f"v{_BANK}-{kind}-{split}-{size}"
+    names = ("cutouts", "sizes", "classes", "grounds")
     if not at.is_dir():
-        cutout = max(32, size)
-        pieces = [_load_cutout(p, cutout) for name, p in _cutout_files(kind) if split_of(name) == split]
-        cutouts = np.stack([p for p in pieces if p is not None])
+        cutout, known = max(32, size), _class_names(kind)
+        files = [(category, p) for name, category, p in _cutout_files(kind) if split_of(name) == split]
+        loaded = [(known.index(category), _load_cutout(p, cutout)) for category, p in files]
+        pieces = [(category, piece) for category, piece in loaded if piece is not None]
+        cutouts, classes = np.stack([piece for _, piece in pieces]), np.array([c for c, _ in pieces])
         covered = cutouts[..., 3] > 0
         sizes = np.stack([covered.any(2).sum(1), covered.any(1).sum(1)], 1)
         grounds = _grounds(split, size)
@@ -108,12 +118,11 @@ def _bank(kind: Kind, split: Split, size: int) -> tuple[np.ndarray, np.ndarray, 
         with tempfile.TemporaryDirectory(dir=at.parent) as work:
             made = Path(work, "made")
             made.mkdir()
-            for name, array in zip(names, (cutouts, sizes, grounds), strict=True):
+            for name, array in zip(names, (cutouts, sizes, classes, grounds), strict=True):
                 np.save(made / f"{name}.npy", array, allow_pickle=False)
             if not at.is_dir():
                 os.replace(made, at)
-    cutouts, sizes, grounds = (np.load(at / f"{n}.npy", mmap_mode="r", allow_pickle=False) for n in names)
-    return cutouts, sizes, grounds
+    return tuple(np.load(at / f"{n}.npy", mmap_mode="r", allow_pickle=False) for n in names)
 
 
 def _grounds(split: Split, size: int, *, total: int = 6000) -> np.ndarray:
@@ -144,12 +153,10 @@ def _grounds(split: Split, size: int, *, total: int = 6000) -> np.ndarray:
 
 
 class Composites:
-    """A data set of composites with exact masks.
+    """A data set of composites with exact masks; `plain` puts the cut-outs on white.
 
-    masks are 1 where the cut-out's alpha is one half or more.
+    masks are 1 where the cut-out's alpha is one half or more; labels are the cut-outs' categories.
     """
-
-    class_names: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -160,13 +167,16 @@ class Composites:
         length: int = 20_000,
         seed: int = 0,
         channels: int = 3,
+        plain: bool = False,
     ) -> None:
         if channels != 3:
             raise ValueError("composites are colour pictures: channels must be 3")
-        self.kind, self.split, self.length, self.seed = kind, split, length, seed
+        self.kind, self.split, self.length, self.seed, self.plain = kind, split, length, seed, plain
         self.shape = (3, size, size)
-        self.cutouts, self.sizes, self.grounds = _bank(kind, split, size)
-        self.fingerprint = f"composites-v{_VERSION}-{kind}-{split}-{size}-{seed}-{length}-{len(self.cutouts)}"
+        self.class_names = _class_names(kind)
+        self.cutouts, self.sizes, self.classes, self.grounds = _bank(kind, split, size)
+        name = f"{kind}-plain" if plain else kind
+        self.fingerprint = f"composites-v{_VERSION}-{name}-{split}-{size}-{seed}-{length}-{len(self.cutouts)}"
 
     def __len__(self) -> int:
         return self.length
@@ -175,16 +185,19 @@ class Composites:
         size = self.shape[-1]
         pixels = np.empty((len(indices), size, size, 3), np.uint8)
         masks = np.zeros((len(indices), size, size), np.int64)
+        labels = np.zeros(len(indices), np.int64)
         for row, index in enumerate(np.asarray(indices)):
-            pixels[row], masks[row] = self._draw(int(index))
-        return Batch(x0=to_unit(pixels), masks=torch.from_numpy(masks))
+            pixels[row], masks[row], labels[row] = self._draw(int(index))
+        return Batch(x0=to_unit(pixels), labels=torch.from_numpy(labels), masks=torch.from_numpy(masks))
 
-    def _draw(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def _draw(self, index: int) -> tuple[np.ndarray, np.ndarray, int]:
         rng = np.random.default_rng([self.seed, _SALT[self.split], index])
         size = self.shape[-1]
         ground = self.grounds[int(rng.integers(len(self.grounds)))]
         if rng.random() < 0.5:
             ground = ground[:, ::-1]
+        if self.plain:
+            ground = np.full_like(ground, 255)
         which = int(rng.integers(len(self.cutouts)))
         height, width = (int(v) for v in self.sizes[which])
         piece = self.cutouts[which][:height, :width]
@@ -207,7 +220,7 @@ class Composites:
         out[rows, columns] = out[rows, columns] * (1 - alpha) + part[..., :3] * light
         mask = np.zeros((size, size), np.int64)
         mask[rows, columns] = alpha[..., 0] >= 0.5
-        return out.clip(0, 255).astype(np.uint8), mask
+        return out.clip(0, 255).astype(np.uint8), mask, int(self.classes[which])
 
 
 def _span(length: int, size: int) -> tuple[int, int]:
@@ -224,7 +237,7 @@ class Photographs:
 
     def __init__(self, *, size: int, split: Split = "train") -> None:
         self.shape = (3, size, size)
-        self.grounds = _bank("emoji", split, size)[2] if fetch.have("emoji") else _grounds(split, size)
+        self.grounds = _bank("emoji", split, size)[-1] if fetch.have("emoji") else _grounds(split, size)
         self.fingerprint = f"photos-v{_VERSION}-{split}-{size}-{len(self.grounds)}"
 
     def __len__(self) -> int:

@@ -82,6 +82,12 @@ class Prior(nn.Module):
         """(B, d) -> (B, K), log p(z | c) of every code, up to what all codes share."""
         raise NotImplementedError
 
+    def axes(self) -> Tensor:
+        """(r, d) orthonormal rows that span the differences between modes."""
+        means = self.means(torch.arange(self.codes)).double()
+        _, strength, rows = torch.linalg.svd(means - means.mean(0), full_matrices=False)
+        return rows[strength > 1e-6 * strength[0]].float()
+
     def sample(self, n: int, rng: torch.Generator, code: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z (n, d) and its codes (n,), uniform unless given. Raises ValueError for codes outside 0..K-1."""
         if code is None:
@@ -119,6 +125,10 @@ class BitCodes(Prior):
 
     def means(self, code: Tensor) -> Tensor:
         return self.config.mean * self.signs(bits_of(code, self.bits))
+
+    def axes(self) -> Tensor:
+        # the segments themselves: the singular vectors above would be any rotation of them (theorem 1)
+        return torch.eye(self.bits).repeat_interleave(self.segment, 1) / self.segment**0.5
 
     def evidence(self, z: Tensor) -> Tensor:
         """Each segment's mean entry: (B, d) -> (B, n), positive where its bit is 0; a sufficient statistic of b_k."""

@@ -56,12 +56,13 @@ class GANConfig:
         return tuple(self.base * min(2**i, self.most) for i in range(halvings + 1))
 
 
-def layers(c_in: int, c_out: int, units: int) -> nn.Sequential:
-    """Four fully connected layers, layer norms between them: (B, c_in) -> (B, c_out)."""
+def layers(c_in: int, c_out: int, units: int, *, norm: bool) -> nn.Sequential:
+    """Four fully connected layers, with layer norms between them or without: (B, c_in) -> (B, c_out)."""
     parts: list[nn.Module] = []
-    for width in (units, units, units):
-        parts += [nn.Linear(c_in, width), nn.LayerNorm(width), nn.LeakyReLU(0.2)]
-        c_in = width
+    for _ in range(3):
+        parts += [nn.Linear(c_in, units), nn.LayerNorm(units), nn.LeakyReLU(0.2)]
+        c_in = units
+    parts = [p for p in parts if norm or not isinstance(p, nn.LayerNorm)]
     return nn.Sequential(*parts, nn.Linear(c_in, c_out))
 
 
@@ -72,7 +73,7 @@ class Generator(nn.Module):
         super().__init__()
         self.cfg = cfg
         if cfg.kind == "mlp":
-            self.net = layers(dim, cfg.channels, cfg.base)
+            self.net = layers(dim, cfg.channels, cfg.base, norm=False)
             return
         widths = cfg.widths[::-1]
         self.seed = nn.Linear(dim, widths[0] * 16)
@@ -109,7 +110,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.cfg = cfg
         if cfg.kind == "mlp":
-            self.net = layers(cfg.channels, outputs, cfg.base)
+            self.net = layers(cfg.channels, outputs, cfg.base, norm=True)
             return
         widths = cfg.widths
         self.head = (

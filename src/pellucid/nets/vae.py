@@ -29,8 +29,8 @@ class AutoencoderConfig:
     """A convolutional autoencoder, by its numbers.
 
     The defaults are for 32 x 32 pictures and one core: three minutes (a thousand steps of 16 pictures, Adam at 2e-3)
-    reconstruct those it has not seen at 30 dB. Wider ones (24, 32) take
-    fewer steps in a given time, and after half a minute were behind.
+    reconstruct those it has not seen at 30 dB. Wider ones (24, 32) take fewer
+    steps in a given time, and after half a minute were behind.
     """
 
     channels: int = 3

@@ -65,6 +65,7 @@ class Table:
 
 
 TABLES: dict[str, Table] = {
+    "cofi-ring": Table(module="ring", about="bit-codes on points whose clusters are known", data=("ring",)),
     "factorized-segment": Table(
         module="segment", about="segmentation against label-free baselines", data=("emoji", "scenes")
     ),

@@ -27,6 +27,7 @@ from pellucid.config import fingerprint
 from pellucid.data.catalog import open_data
 from pellucid.data.images import Dataset
 from pellucid.methods.base import Method
+from pellucid.methods.priors import bits_of, code_of
 from pellucid.metrics.segmentation import choose_assignment, oracle_assignment, score, smallest_share
 from pellucid.recipes import DataSpec, Recipe, Scale, build, recipe, recipe_to_json
 from pellucid.train.checkpoint import latest, load_weights
@@ -300,6 +301,28 @@ def truth_of(data: Dataset, limit: int) -> Tensor:
     if not truth.any():
         raise ValueError("every mask of these pictures is all ground (0): nothing can be scored against them")
     return truth
+
+
+def labels_of(data: Dataset, limit: int) -> Tensor:
+    """(N,) the class of each picture, for scoring alone."""
+    found = [b.labels for b in batches(data, limit)]
+    if any(label is None for label in found):
+        raise ValueError(
+            "these pictures have no classes to score against; sort them into a folder for each class"
+        )
+    return torch.cat(found)
+
+
+def codes_read(readouts: Mapping[str, Tensor]) -> Tensor:
+    """Readout "bits" or "code" -> the most likely code of each picture, (N,)."""
+    if "bits" in readouts:
+        return code_of(readouts["bits"] > 0.5)
+    return readouts["code"].argmax(1)
+
+
+def bits_read(readouts: Mapping[str, Tensor], codes: int) -> Tensor:
+    """The same as bits, (N, n), for 2^n codes."""
+    return bits_of(codes_read(readouts), (codes - 1).bit_length())
 
 
 def images_of(data: Dataset, limit: int) -> Tensor:

@@ -31,12 +31,15 @@ class EMA:
         self.decay, self.updates = decay, updates
         self._averaged = [k for k in self.shadow if k in averaged]
         self._copied = [k for k in self.shadow if k not in averaged | kept]
+        self._own: dict[str, Tensor] | None = (
+            None  # the module's tensors, which keep their place while it trains
+        )
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        own = module.state_dict()
+        own = self._own = module.state_dict() if self._own is None else self._own
         torch._foreach_lerp_(
             [self.shadow[k] for k in self._averaged], [own[k] for k in self._averaged], 1 - decay
         )

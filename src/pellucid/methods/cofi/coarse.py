@@ -45,6 +45,8 @@ class CoarseConfig:
     """Frequencies drawn at each step."""
     learned: bool = True
     """The critic learns where to look; otherwise frequencies are standard normal, as in RCF-GAN's large networks."""
+    along: float = 0.5
+    """Share of the frequencies that lie in the span of the prior's own directions; 0 is RCF-GAN's critic."""
     adversarial: bool = True
     """Without, the encoder learns by contrast alone, there is no generator, and codes are whatever comes."""
     patience: int = 2000
@@ -54,8 +56,9 @@ class CoarseConfig:
         for name in ("reciprocal", "contrast"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; a weight, 0 or more")
-        if not 0 <= self.amplitude <= 1:
-            raise ValueError(f"amplitude is {self.amplitude}; a share, 0 to 1")
+        for name in ("amplitude", "along"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; a share, 0 to 1")
         if self.frequencies < 2 or self.patience < 1 or self.temperature <= 0:
             raise ValueError(
                 f"frequencies is {self.frequencies}, patience {self.patience}, temperature {self.temperature}; at "
@@ -65,18 +68,23 @@ class CoarseConfig:
             raise ValueError("neither adversarial nor contrast: nothing would train the encoder")
 
 
-def discrepancy(a: Tensor, b: Tensor, w: Tensor, amplitude: float = 0.5) -> Tensor:
-    """How far apart the characteristic functions of two samples lie (eq. 10): a (B, d), b (B', d), w (M, d) -> scalar.
+def characteristic(y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Phi(w) = mean exp(i w.y) of a sample: y (B, d), w (M, d) -> its real and imaginary part, (M,) each."""
+    angle = y.float() @ w.T
+    return angle.cos().mean(0), angle.sin().mean(0)
 
-    Phi(w) = mean exp(i w.y). Mean over w of the square root of
+
+def discrepancy(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], amplitude: float = 0.5) -> Tensor:
+    """How far apart two characteristic functions lie at the same frequencies (eq. 10) -> scalar.
+
+    The mean over frequencies of the square root of
 
         amplitude (|Phi_a| - |Phi_b|)^2 + (1 - amplitude) 2 |Phi_a| |Phi_b| (1 - cos(phase difference))
 
     which at 1/2 is |Phi_a - Phi_b| / sqrt(2). Samples of one distribution are a distance of order B^(-1/2) apart: set
     any value beside that of the prior with itself.
     """
-    at = lambda y: ((y @ w.T).cos().mean(0), (y @ w.T).sin().mean(0))
-    (real_a, imag_a), (real_b, imag_b) = at(a.float()), at(b.float())
+    (real_a, imag_a), (real_b, imag_b) = a, b
     if amplitude == 0.5:
         square = 0.5 * ((real_a - real_b).square() + (imag_a - imag_b).square())
     else:
@@ -88,21 +96,36 @@ def discrepancy(a: Tensor, b: Tensor, w: Tensor, amplitude: float = 0.5) -> Tens
 
 
 class Frequencies(nn.Module):
-    """Where the critic looks: draws of N(0, 1/d), moved by a small network (RCF-GAN, section 3.3)."""
+    """Where the critic looks: learned draws, as in RCF-GAN (section 3.3), and draws among the prior's own directions.
 
-    def __init__(self, dim: int, number: int, *, learned: bool) -> None:
+    In d dimensions only a share n / d of an isotropic draw lies along the n directions that carry the bits (theorem
+    1), so that matching isotropic draws says next to nothing of the modes. A share of the frequencies is therefore
+    drawn in the span of these directions: a standard normal coefficient for each, half of them left out at random, so
+    that single modes are looked at as well as their independence.
+    """
+
+    axes: Tensor
+
+    def __init__(self, axes: Tensor, number: int, *, learned: bool, along: float) -> None:
         super().__init__()
-        self.dim, self.number = dim, number
+        self.dim = axes.shape[1]
+        self.along = round(number * along)
+        self.isotropic = number - self.along
+        self.register_buffer("axes", axes, persistent=False)
         parts: list[nn.Module] = []
         for last in (False, False, True):
-            norm = nn.BatchNorm1d(dim, track_running_stats=False)
-            parts += [nn.Linear(dim, dim), norm, nn.Tanh() if last else nn.LeakyReLU(0.2)]
-        self.net = nn.Sequential(*parts) if learned else None
+            norm = nn.BatchNorm1d(self.dim, track_running_stats=False)
+            parts += [nn.Linear(self.dim, self.dim), norm, nn.Tanh() if last else nn.LeakyReLU(0.2)]
+        self.net = nn.Sequential(*parts) if learned and self.isotropic else None
 
-    def forward(self, rng: torch.Generator, device: torch.device) -> Tensor:
+    def forward(self, rng: torch.Generator) -> Tensor:
         """(M, d)."""
-        draws = torch.randn(self.number, self.dim, generator=rng, device=rng.device).to(device)
-        return draws if self.net is None else self.net(draws / self.dim**0.5)
+        normal = lambda *shape: torch.randn(*shape, generator=rng, device=rng.device).to(self.axes)
+        draws = normal(self.isotropic, self.dim)
+        if self.net is not None:
+            draws = self.net(draws / self.dim**0.5)
+        along = normal(self.along, len(self.axes)) * (normal(self.along, len(self.axes)) > 0)
+        return torch.cat([draws, along @ self.axes])
 
 
 class Coarse(Stage):
@@ -148,10 +171,11 @@ class Coarse(Stage):
         with torch.no_grad():
             fake = method.generator(z)
         real_code, fake_code = method.encode(torch.cat([x, fake])).chunk(2)
-        w = method.frequencies(rng, x.device)
+        w = method.frequencies(rng)
+        of_prior = characteristic(z, w)
         terms = {
-            "real": discrepancy(z, real_code, w, cfg.amplitude),
-            "fake": -discrepancy(z, fake_code, w, cfg.amplitude),
+            "real": discrepancy(of_prior, characteristic(real_code, w), cfg.amplitude),
+            "fake": -discrepancy(of_prior, characteristic(fake_code, w), cfg.amplitude),
             "reciprocal": cfg.reciprocal * (fake_code - z).square().mean(),
         }
         if cfg.contrast:
@@ -160,10 +184,10 @@ class Coarse(Stage):
 
         z, code = self.drawn(len(x), rng)
         with torch.no_grad():
-            real_code = method.encode(x)
-            w = method.frequencies(rng, x.device)
-        fake_code = method.encode(method.generator(z))
-        yield "generator", {"match": discrepancy(fake_code, real_code, w, cfg.amplitude)}
+            w = method.frequencies(rng)
+            of_real = characteristic(method.encode(x), w)
+        of_fake = characteristic(method.encode(method.generator(z)), w)
+        yield "generator", {"match": discrepancy(of_fake, of_real, cfg.amplitude)}
 
     def drawn(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         return self.method.prior.sample(n, rng)

@@ -98,7 +98,11 @@ class CoFi(Method):
         d, n = config.prior.dim, config.prior.bits
         self.encoder = Encoder(config.gan, d)
         self.generator = Generator(config.gan, d) if c.adversarial else None
-        self.frequencies = Frequencies(d, c.frequencies, learned=c.learned) if c.adversarial else None
+        self.frequencies = (
+            Frequencies(self.prior.axes(), c.frequencies, learned=c.learned, along=c.along)
+            if c.adversarial
+            else None
+        )
         projector = nn.Sequential(nn.Linear(d, c.projector), nn.ReLU(), nn.Linear(c.projector, c.projector))
         self.projector = projector if c.contrast else None
         # what a reading of generated pictures says of its own noise, and for how long codes have meant nothing
