@@ -5,7 +5,7 @@
 
 -CE + log K is the paper's variational lower bound of the information between code and picture (eq. 5). Two things
 differ from the paper: the latent vector is as long as that of the methods it stands beside, and the discriminator's
-gradient is penalised (R1), without which the game on points drifts.
+gradient is penalised (R1), as in every method of these.
 """
 
 from __future__ import annotations
