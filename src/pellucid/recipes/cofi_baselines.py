@@ -67,7 +67,7 @@ ON_POINTS: Mapping[str, Mapping[str, float]] = {
     "mic": {"lr": 2e-4, "penalty_weight": 0.02},
     "selfcond": {"lr": 2e-4, "penalty_weight": 0.1},
 }
-"""What each method does otherwise on points than on pictures: of what was tried, what covers the validation points best.
+"""What each method does otherwise on points than on pictures; of what was tried, what covers validation points best.
 
 The circle is a thin line, which a discriminator that may not be steep cannot see: penalties are weak. Points have two
 numbers, and cannot carry ClusterGAN's 28 of noise: at the paper's weight of 10 its generator leaves the circle to try.

@@ -11,7 +11,8 @@ features, as in the paper.
 Differs from the paper: features are those of the latest pictures, kept as they were when the pictures were trained on,
 where the paper goes through 50,000 pictures again; and old labels are kept because k-means starts at the old
 centroids, without the matching that its fresh starts need. It does so after tens of steps and not after thousands: on
-the ring, whose discriminator moves fast, the game diverged where 500 steps lay between two clusterings. Features of images are averaged over places.
+the ring, whose discriminator moves fast, the game diverged where 500 steps lay between two clusterings. Features of
+images are averaged over places.
 """
 
 from __future__ import annotations
