@@ -53,6 +53,21 @@ def test_norm_silu_passes_gradcheck():
     assert torch.autograd.gradcheck(lambda x: norm(x, affines), normal(2, 8, 3, 2))
 
 
+@pytest.mark.parametrize("b", [1, 2])
+def test_the_length_of_a_gradient_through_norm_silu_has_the_plain_forms_gradients(b):
+    """As in a gradient penalty: the second derivative, by everything that the first depends on."""
+    norm = random_norm(8)
+    x, scale, shift = normal(2, 8, 3, 5), normal(b, 8, 1, 1, seed=1), normal(b, 8, 1, 1, seed=2)
+    g = normal(2, 8, 3, 5, seed=20, requires_grad=False)
+    found = []
+    for y in (norm(x, [(scale, shift)]), plain(norm, x, [(scale, shift)])):
+        (gradient,) = torch.autograd.grad(y, x, g, create_graph=True)
+        length = gradient.square().sum()
+        found.append(torch.autograd.grad(length, [x, norm.weight, norm.bias, scale, shift]))
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want)
+
+
 def test_norm_silu_survives_a_mean_far_above_the_spread():
     """In single precision E[x^2] - E[x]^2 would lose all its digits here."""
     norm = NormSiLU(8)

@@ -191,6 +191,11 @@ class DenoisingMethod(Diffusion, Method):
         """A prediction -> the declared readouts."""
         return {}
 
+    def labels(self, n: int, use: Mapping[str, Any], rng: torch.Generator) -> Tensor | None:
+        """The class (n,) of each picture of a sample, by its controls `use`; None where there is none."""
+        label = use.get("label")
+        return None if label is None else torch.full((n,), label, device=self.device)
+
     def settle(self, found: Prediction, images: Tensor, use: Mapping[str, Any]) -> Prediction:
         """The last prediction, now that the images it led to are there; `use` are the controls."""
         return found
@@ -217,8 +222,7 @@ class DenoisingMethod(Diffusion, Method):
         if n < 1:
             raise ValueError(f"n is {n}; ask for at least one image")
         use = resolve(self.controls, controls)
-        label = use.get("label")
-        labels = None if label is None else torch.full((n,), label, device=self.device)
+        labels = self.labels(n, use, rng)
         seen: dict[str, Prediction] = {}
         if labels is not None and use["guidance_scale"] != 1.0:
             plain: dict[str, Prediction] = {}

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from pellucid.methods.base import Method
+from pellucid.methods.baselines.clustergan import ClusterGAN, ClusterGANConfig
 from pellucid.methods.baselines.ddpm import DDPM, DDPMConfig
+from pellucid.methods.baselines.icgan import ICGAN, ICGANConfig
+from pellucid.methods.baselines.infogan import InfoGAN, InfoGANConfig
+from pellucid.methods.baselines.mic import MIC, MICConfig
+from pellucid.methods.baselines.selfcond import SelfCond, SelfCondConfig
+from pellucid.methods.baselines.selfguided import SelfGuided, SelfGuidedConfig
 from pellucid.methods.baselines.supervised import Segmenter, SegmenterConfig
 from pellucid.methods.cofi.method import CoFi, CoFiConfig
 from pellucid.methods.factorized import Factorized, FactorizedConfig
 
 METHODS: dict[str, tuple[type, type[Method]]] = {
+    "clustergan": (ClusterGANConfig, ClusterGAN),
     "cofi": (CoFiConfig, CoFi),
     "ddpm": (DDPMConfig, DDPM),
     "factorized": (FactorizedConfig, Factorized),
+    "icgan": (ICGANConfig, ICGAN),
+    "infogan": (InfoGANConfig, InfoGAN),
+    "mic": (MICConfig, MIC),
     "segmenter": (SegmenterConfig, Segmenter),
+    "selfcond": (SelfCondConfig, SelfCond),
+    "selfguided": (SelfGuidedConfig, SelfGuided),
 }

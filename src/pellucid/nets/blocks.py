@@ -69,14 +69,18 @@ class _NormSiLU(torch.autograd.Function):
         rstd = (_over_groups(var + (mean - centre).square(), groups) + eps).rsqrt()
         gain = a * rstd
         torch.addcmul(torch.addcmul(b, gain, centre, value=-1), x, gain, out=y)
-        ctx.groups = groups
+        ctx.groups, ctx.eps = groups, eps
         ctx.save_for_backward(x, a, b, centre, rstd)
         return F.silu(y, inplace=True)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, a, b, centre, rstd = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a gradient of this gradient is wanted, as for a penalty of its length
+            y = _norm_silu(x, a, b, ctx.groups, ctx.eps)
+            asked = [p for p, needed in zip((x, a, b), ctx.needs_input_grad[:3], strict=True) if needed]
+            found = iter(torch.autograd.grad(y, asked, g, create_graph=True))
+            return *(next(found) if needed else None for needed in ctx.needs_input_grad[:3]), None, None
         gain = a * rstd
         u = torch.addcmul(torch.addcmul(b, gain, centre, value=-1), x, gain)
         du = torch.ops.aten.silu_backward(g, u)
@@ -90,6 +94,11 @@ class _NormSiLU(torch.autograd.Function):
             level = slope * centre - rstd * _over_groups(a * db, ctx.groups) / places
             dx = torch.addcmul(level, x, slope, value=-1, out=u).addcmul_(du, gain)
         return dx, da.sum_to_size(a.shape), db.sum_to_size(b.shape), None, None
+
+
+def _norm_silu(x: Tensor, a: Tensor, b: Tensor, groups: int, eps: float) -> Tensor:
+    """What `_NormSiLU` computes, in steps that autograd knows."""
+    return F.silu(torch.addcmul(b, a, F.group_norm(x, groups, eps=eps)))
 
 
 def _over_groups(x: Tensor, groups: int) -> Tensor:

@@ -145,5 +145,9 @@ class Encoder(nn.Module):
     def feature_width(self) -> int:
         return self.cfg.base if self.cfg.kind == "mlp" else self.cfg.widths[-1] * 16
 
+    def concluded(self, features: Tensor) -> Tensor:
+        """The last layer: (B, D) -> (B, outputs)."""
+        return (self.net[-1] if self.cfg.kind == "mlp" else self.tail)(features)
+
     def forward(self, x: Tensor) -> Tensor:
-        return (self.net[-1] if self.cfg.kind == "mlp" else self.tail)(self.features(x))
+        return self.concluded(self.features(x))

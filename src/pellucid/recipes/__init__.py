@@ -62,9 +62,9 @@ Maker = Callable[[Scale, DataSpec], tuple[str, Any, TrainConfig]]
 
 def recipes() -> Mapping[str, Maker]:
     """Every recipe by name."""
-    from pellucid.recipes import cofi, factorized
+    from pellucid.recipes import cofi, cofi_baselines, factorized
 
-    return {**factorized.RECIPES, **cofi.RECIPES}
+    return {**factorized.RECIPES, **cofi.RECIPES, **cofi_baselines.RECIPES}
 
 
 def data_of(name: str) -> str:
