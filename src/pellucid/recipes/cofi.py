@@ -40,7 +40,7 @@ def gan(scale: Scale, data: DataSpec) -> GANConfig:
     if scale == "tiny":
         return GANConfig(size=data.size, channels=data.channels, base=8, most=2, stem=2, attention=0)
     if scale == "cpu":
-        return GANConfig(size=data.size, channels=data.channels, base=24, most=4, stem=2, attention=8)
+        return GANConfig(size=data.size, channels=data.channels, base=16, most=4, stem=2, attention=8)
     return GANConfig(size=data.size, channels=data.channels, base=64, most=8, attention=16)
 
 
