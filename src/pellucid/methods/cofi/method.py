@@ -86,6 +86,7 @@ class CoFi(Method):
     reads_any_size: ClassVar[bool] = False
     evidence_mean: Tensor
     evidence_var: Tensor
+    read_back: Tensor
     chance_steps: Tensor
     bank: Tensor
     banked: Tensor
@@ -104,6 +105,7 @@ class CoFi(Method):
         # what a reading of generated pictures says of its own noise, and for how long codes have meant nothing
         self.register_buffer("evidence_mean", torch.full((n,), config.prior.mean))
         self.register_buffer("evidence_var", torch.full((n,), config.prior.sigma**2 * n / d))
+        self.register_buffer("read_back", torch.zeros(()))
         self.register_buffer("chance_steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("bank", torch.zeros(BANK, d))
         self.register_buffer("banked", torch.zeros((), dtype=torch.int64))
