@@ -52,6 +52,15 @@ class CoFiConfig:
                 f"gan is for {self.gan.channels} channels at size {self.gan.size}; the pictures have {self.channels} "
                 f"at {self.size}"
             )
+        if self.autoencoder is not None and self.autoencoder.channels != self.channels:
+            raise ValueError(
+                f"autoencoder is for {self.autoencoder.channels} channels; the pictures have {self.channels}"
+            )
+        if self.autoencoder is not None and self.size % self.autoencoder.factor:
+            raise ValueError(
+                f"autoencoder makes pictures {self.autoencoder.factor} times smaller, and theirs have {self.size} a "
+                f"side; use one that divides it"
+            )
         if self.fine is not None and self.fine.encoder is None:
             raise ValueError("fine has no encoder; without a fine code it is the stage `diffusion`")
         if self.diffusion is not None and self.diffusion.encoder is not None:
@@ -69,6 +78,13 @@ class CoFiConfig:
                     f"{name}.unet halves the size {len(stage.unet.multipliers) - 1} times, and what it diffuses is "
                     f"{shape[1]} a side; use fewer multipliers"
                 )
+
+        seen = None if self.fine is None else self.fine.encoder
+        if seen is not None and (seen.channels, seen.size) != self.latent_shape[:2]:
+            raise ValueError(
+                f"fine.encoder is for {seen.channels} channels at size {seen.size}; what it sees has "
+                f"{self.latent_shape[0]} at {self.latent_shape[1]}"
+            )
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
