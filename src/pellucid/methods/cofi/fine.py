@@ -59,6 +59,8 @@ class FineConfig:
     def __post_init__(self) -> None:
         if self.dim < 1:
             raise ValueError(f"dim is {self.dim}; at least 1")
+        if not self.clip > 0:
+            raise ValueError(f"clip is {self.clip}; so many standard deviations, above 0")
         for name in ("kl", "reciprocal"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; a weight, 0 or more")

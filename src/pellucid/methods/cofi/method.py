@@ -52,6 +52,15 @@ class CoFiConfig:
                 f"gan is for {self.gan.channels} channels at size {self.gan.size}; the pictures have {self.channels} "
                 f"at {self.size}"
             )
+        if self.autoencoder is not None and self.autoencoder.channels != self.channels:
+            raise ValueError(
+                f"autoencoder is for {self.autoencoder.channels} channels; the pictures have {self.channels}"
+            )
+        if self.autoencoder is not None and self.size % self.autoencoder.factor:
+            raise ValueError(
+                f"autoencoder makes pictures {self.autoencoder.factor} times smaller, and theirs have {self.size} a "
+                f"side; use one that divides it"
+            )
         if self.fine is not None and self.fine.encoder is None:
             raise ValueError("fine has no encoder; without a fine code it is the stage `diffusion`")
         if self.diffusion is not None and self.diffusion.encoder is not None:
@@ -70,6 +79,13 @@ class CoFiConfig:
                     f"{shape[1]} a side; use fewer multipliers"
                 )
 
+        seen = None if self.fine is None else self.fine.encoder
+        if seen is not None and (seen.channels, seen.size) != self.latent_shape[:2]:
+            raise ValueError(
+                f"fine.encoder is for {seen.channels} channels at size {seen.size}; what it sees has "
+                f"{self.latent_shape[0]} at {self.latent_shape[1]}"
+            )
+
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Of what the fine stage diffuses."""
@@ -86,6 +102,7 @@ class CoFi(Method):
     reads_any_size: ClassVar[bool] = False
     evidence_mean: Tensor
     evidence_var: Tensor
+    read_back: Tensor
     chance_steps: Tensor
     bank: Tensor
     banked: Tensor
@@ -108,6 +125,7 @@ class CoFi(Method):
         # what a reading of generated pictures says of its own noise, and for how long codes have meant nothing
         self.register_buffer("evidence_mean", torch.full((n,), config.prior.mean))
         self.register_buffer("evidence_var", torch.full((n,), config.prior.sigma**2 * n / d))
+        self.register_buffer("read_back", torch.zeros(()))
         self.register_buffer("chance_steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("bank", torch.zeros(BANK, d))
         self.register_buffer("banked", torch.zeros((), dtype=torch.int64))
