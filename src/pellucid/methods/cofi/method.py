@@ -368,7 +368,7 @@ class CoFi(Method):
                 clean = self.to_latent(x) if net is self.fine else x
                 scalars = None if net.encoder is None else net.codes.scalars(net.posterior(clean)[0])
                 denoise = self._denoiser(net, z, scalars, 1.0)
-                start = invert(denoise, clean, self._levels(net, use).flip(0), net.schedule)
+                start = invert(denoise, clean, self._levels(net, use).flip(0), net.schedule, iterations=2)
             found.append((z, scalars, start))
         if len(found) == 1:
             return found[0]
