@@ -11,18 +11,16 @@ bf16 is measured only where the processor computes in it: elsewhere it is emulat
 
 from __future__ import annotations
 
-import gc
 import importlib
-import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from _main import main
+from _memory import measurable, peak
 from torch import Tensor, nn
 
 Side = Literal["ours", "documented", "same"]
@@ -187,44 +185,18 @@ def _start_up(side: Side) -> None:
     optimiser.step()
 
 
-def _measure_peak(side: Side, base: int, batch: int, train: bool, threads: int, answer: Any) -> None:
-    torch.set_num_threads(threads)
-    _start_up(side)
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = _status("VmRSS")
-    make = trainer if train else partial(sampler, kind="ddim", num_steps=2)
-    step = make(side, base, batch, False)
-    for _ in range(2):
-        step()
-    answer.put(_status("VmHWM") - before)
-
-
-def _status(key: str) -> float:
-    """MiB of this process, from Linux' own books."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {key}")
-
-
 def peak_memory(name: str, base: int, batch: int, *, train: bool) -> list[Row]:
     """Growth of the resident set at its highest, each side in a process of its own. Linux only."""
-    if not Path("/proc/self/clear_refs").exists():
+    if not measurable():
         return []
-    context = multiprocessing.get_context("spawn")
     peaks: dict[str, float] = {}
     sides: tuple[Side, ...] = ("ours", "documented", "same")
     for side in sides:
-        answer = context.SimpleQueue()
-        process = context.Process(
-            target=_measure_peak, args=(side, base, batch, train, torch.get_num_threads(), answer)
-        )
-        process.start()
-        process.join()
-        if process.exitcode:
-            raise RuntimeError(f"measuring the memory of {side!r} ended with exit code {process.exitcode}")
-        peaks[side] = answer.get()
+        if train:
+            make = partial(trainer, side, base, batch, False)
+        else:
+            make = partial(sampler, side, base, batch, False, kind="ddim", num_steps=2)
+        peaks[side] = peak(partial(_start_up, side), make)
         tensors = 4 if train else 1  # weights; gradients and AdamW's two moments
         least = tensors * 4 * sum(p.numel() for p in prepare(side, base)[0].parameters()) / 2**20
         if peaks[side] < least:

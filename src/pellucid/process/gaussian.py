@@ -89,8 +89,9 @@ class Gaussian(nn.Module):
         with torch.autocast(x_t.device.type, enabled=False):
             alpha, sigma = (expand(s.float(), x_t) for s in alpha_sigma(logsnr))
             waves = self.down @ (x_t.float() - alpha * self.mean) @ self.across.T
-            waves = torch.einsum("hwcd,nchw->ndhw", self.basis, waves)
-            power = self.power.permute(2, 0, 1)
-            waves = waves * (1 - power) / (alpha.square() * power + sigma.square())
-            waves = torch.einsum("hwcd,ndhw->nchw", self.basis, waves)
+            # frequency by frequency, (H, W, B, C): laid out so, it is one batched product and not H W small ones
+            waves = waves.permute(2, 3, 0, 1).contiguous() @ self.basis
+            power, a, s = self.power[:, :, None], alpha.view(-1, 1), sigma.view(-1, 1)
+            waves = waves * (1 - power) / (a.square() * power + s.square())
+            waves = (waves @ self.basis.mT).permute(2, 3, 0, 1)
             return sigma * alpha * (self.down.T @ waves @ self.across) - sigma * self.mean

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pellucid.methods.base import CollapseError, Pictures, Stage
 from pellucid.methods.contrast import ViewConfig, nt_xent, view
 from pellucid.methods.priors import BitCodes, bits_of
+from pellucid.nets.gan import frozen
 from pellucid.types import Batch
 
 if TYPE_CHECKING:
@@ -186,7 +187,9 @@ class Coarse(Stage):
         with torch.no_grad():
             w = method.frequencies(rng)
             of_real = characteristic(method.encode(x), w)
-        of_fake = characteristic(method.encode(method.generator(z)), w)
+        fake = method.generator(z)
+        with frozen(method.encoder):
+            of_fake = characteristic(method.encode(fake), w)
         yield "generator", {"match": discrepancy(of_fake, of_real, cfg.amplitude)}
 
     def drawn(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -180,9 +180,10 @@ class CodedStage(Stage):
         nats = kl(mean, logvar).mean()
         terms["kl"] = cfg.kl * nats  # eq. 23
         if cfg.reciprocal:
-            x0_hat = to_x0(found, x_t, logsnr, "eps").clamp(-cfg.clip, cfg.clip)  # eq. 24
+            # eqs. 24 and 25, of those samples alone that count
+            near = (told[:, 0] * (t < cfg.reciprocal_until)).nonzero()[:, 0]
+            x0_hat = to_x0(found[near], x_t[near], logsnr[near], "eps").clamp(-cfg.clip, cfg.clip)
             again, _ = net.posterior(x0_hat)
-            near = told[:, 0] * (t < cfg.reciprocal_until)
-            error = (s - again).square().mean(1)
-            terms["reciprocal"] = cfg.reciprocal * (error * near).sum() / near.sum().clamp(min=1)  # eq. 25
+            error = (s[near] - again).square().mean(1).sum()
+            terms["reciprocal"] = cfg.reciprocal * error / max(1, len(near))
         yield "denoiser", terms | {"_nats": nats.detach()}
