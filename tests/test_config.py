@@ -16,6 +16,7 @@ from pellucid.recipes import (
     DataSpec,
     Recipe,
     build,
+    data_of,
     recipe,
     recipe_from_json,
     recipe_to_json,
@@ -132,6 +133,8 @@ CLASSED = DataSpec(spec="fashion", size=32, class_names=("coat", "bag"))
 
 
 def data_for(name):
+    if data_of(name) == "ring":
+        return DataSpec(spec="ring", size=1, channels=2)
     return CLASSED if name == "factorized-class" else DataSpec(spec="scenes", size=32)
 
 
