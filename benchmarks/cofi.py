@@ -204,14 +204,14 @@ def comparing(recipe: Any) -> Step:
     real, fake = (drawn(n, recipe.config.prior.dim).tanh().requires_grad_() for _ in range(2))
 
     def step() -> None:
-        w = method.frequencies(rng, z.device)
+        w = method.frequencies(rng)
         of_prior = characteristic(z, w)
         apart = discrepancy(of_prior, characteristic(real, w)) - discrepancy(
             of_prior, characteristic(fake, w)
         )
         apart.backward()
         with torch.no_grad():
-            w = method.frequencies(rng, z.device)
+            w = method.frequencies(rng)
             of_real = characteristic(real, w)
         discrepancy(characteristic(fake, w), of_real).backward()
 
