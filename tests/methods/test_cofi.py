@@ -276,7 +276,7 @@ def test_contrast_alone_has_no_generator_and_no_samples():
     assert {k for k in terms if not k.startswith("_")} == {"contrast"}
     assert stage.shows is None
     torch.testing.assert_close(method.read(x, seeded())["coarse"], torch.tanh(method.encoder(x)))
-    with pytest.raises(ValueError, match="encoder alone and makes no pictures"):
+    with pytest.raises(ValueError, match="encoder alone and generates none"):
         method.sample(1, seeded())
 
 
@@ -886,7 +886,7 @@ def codes_of(method, x):
 
 
 def test_an_edit_that_changes_nothing_gives_the_picture_back(both, solved):
-    """Up to what DDIM's steps leave: with two looks each an error of the second order, a quarter with twice the steps."""
+    """Up to what DDIM's steps leave: with two looks each, a quarter of the error with twice the steps."""
     x = 0.3 * pictures(2, seed=8)
     some = {n: both.sample(2, seeded(), image=x, num_steps=n) for n in (50, 100)}
     gap = {n: (sample.images - x).abs().max().item() for n, sample in some.items()}
@@ -1008,8 +1008,8 @@ def test_other_priors_have_one_code(kind):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"reciprocal": -1.0}, "reciprocal is -1.0; a weight"),
-        ({"contrast": -1.0}, "contrast is -1.0; a weight"),
+        ({"reciprocal": -1.0}, "reciprocal is -1.0; 0 or more"),
+        ({"contrast": -1.0}, "contrast is -1.0; 0 or more"),
         ({"amplitude": 1.5}, "amplitude is 1.5; a share"),
         ({"frequencies": 1}, "frequencies is 1"),
         ({"patience": 0}, "patience 0"),
@@ -1026,8 +1026,8 @@ def test_coarse_stages_that_cannot_be_are_refused(wrong, said):
     ("wrong", "said"),
     [
         ({"dim": 0}, "dim is 0"),
-        ({"kl": -1.0}, "kl is -1.0; a weight"),
-        ({"reciprocal": -1.0}, "reciprocal is -1.0; a weight"),
+        ({"kl": -1.0}, "kl is -1.0; 0 or more"),
+        ({"reciprocal": -1.0}, "reciprocal is -1.0; 0 or more"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"reciprocal_until": -0.1}, "reciprocal_until is -0.1"),
         ({"clip": 0.0}, "clip is 0.0"),

@@ -78,9 +78,9 @@ def layers(c_in: int, c_out: int, units: int, *, norm: bool) -> nn.Sequential:
     """Four fully connected layers, with layer norms between them or without: (B, c_in) -> (B, c_out)."""
     parts: list[nn.Module] = []
     for _ in range(3):
-        parts += [nn.Linear(c_in, units), nn.LayerNorm(units), nn.LeakyReLU(0.2)]
+        between = (nn.LayerNorm(units), nn.LeakyReLU(0.2)) if norm else (nn.ReLU(),)
+        parts += [nn.Linear(c_in, units), *between]
         c_in = units
-    parts = [p for p in parts if norm or not isinstance(p, nn.LayerNorm)]
     return nn.Sequential(*parts, nn.Linear(c_in, c_out))
 
 

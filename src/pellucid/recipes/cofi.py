@@ -45,25 +45,29 @@ def gan(scale: Scale, data: DataSpec) -> GANConfig:
 
 
 def unet(scale: Scale, channels: int, size: int) -> UNetConfig:
-    """The U-Net that diffuses pictures or latents of this size."""
+    """The U-Net that diffuses pictures or latents of this size, down to 4 pixels a side at the least."""
     if scale == "tiny":
         return UNetConfig(channels=channels, base=8, multipliers=(1, 2), blocks=1, middle_attention=False)
+    stages = max(1, (size // 4).bit_length())
     if scale == "cpu":
-        stages = (1, 2, 3) if size >= 16 else (1, 2)
-        return UNetConfig(channels=channels, base=24, multipliers=stages, blocks=1)
+        return UNetConfig(channels=channels, base=24, multipliers=(1, 2, 3)[:stages], blocks=1)
+    deep: dict[str, Any] = {"multipliers": (1, 2, 3, 4)[:stages], "blocks": 2, "attention": tuple(range(2, min(4, stages)))}
     if scale == "gpu":
-        return UNetConfig(channels=channels, base=64, multipliers=(1, 2, 3, 4), blocks=2, attention=(2, 3))
-    base = 96 if size == 64 and channels == 3 else 256 if size >= 64 else 192
-    return UNetConfig(channels=channels, base=base, multipliers=(1, 2, 3, 4), blocks=2, attention=(2, 3))
+        return UNetConfig(channels=channels, base=64, **deep)
+    # the paper's widths: of the coarse diffusion at 64 pixels, and of latents of pictures of 256 and of 512
+    base = 96 if channels <= 3 else 256 if size >= 64 else 192
+    return UNetConfig(channels=channels, base=base, **deep)
 
 
 def autoencoder(scale: Scale, data: DataSpec) -> AutoencoderConfig:
+    """Latents of 8 pixels a side or more; where there is room, an eighth of the picture's, as in latent diffusion."""
     if scale == "tiny":
         return AutoencoderConfig(channels=data.channels, base=8, multipliers=(1, 1))
     if scale == "cpu":
         return AutoencoderConfig(channels=data.channels, base=16, multipliers=(1, 2))
+    stages = min(4, max(1, (data.size // 8).bit_length()))
     return AutoencoderConfig(
-        channels=data.channels, base=128, multipliers=(1, 2, 4, 4), blocks=2, middle_attention=True
+        channels=data.channels, base=128, multipliers=(1, 2, 4, 4)[:stages], blocks=2, middle_attention=True
     )
 
 
@@ -73,7 +77,7 @@ def fine(scale: Scale, data: DataSpec, latents: AutoencoderConfig | None) -> Fin
     small = scale in ("tiny", "cpu")
     encoder = GANConfig(
         size=side, channels=channels, base=8 if scale == "tiny" else 24 if small else 64, most=4,
-        attention=0 if small else 16,
+        stem=2 if small and side >= 16 else 1, attention=0 if small else 16,
     )  # fmt: skip
     return FineConfig(
         unet=unet(scale, channels, side),
@@ -98,7 +102,7 @@ def training(scale: Scale) -> TrainConfig:
                 "coarse": StageConfig(
                     steps=1000, batch_size=64, lr=4e-4, betas=ADAM, grad_clip=0.0, decay=0.5, warmup=0
                 ),
-                "autoencoder": StageConfig(steps=600),
+                "autoencoder": StageConfig(batch_size=16, steps=1000),
             },
         )  # fmt: skip
     if scale == "gpu":
@@ -131,7 +135,7 @@ def cofi(
     """The coarse stage, and those that `stages` names of "diffusion", "autoencoder" and "fine"."""
     if data.size == 1:
         raise ValueError("these are points and not pictures; the recipe for points is cofi-ring")
-    options = {"patience": 200} if scale == "cpu" else {}
+    options: dict[str, Any] = {"patience": 200, "projector": 0} if scale == "cpu" else {}
     coarse = CoarseConfig(**options | dict(coarse_options or {}))
     latents = autoencoder(scale, data) if "autoencoder" in stages else None
     diffusion = FineConfig(unet=unet(scale, data.channels, data.size), predicts=predicts(scale))
@@ -163,14 +167,14 @@ def ring(
         channels=data.channels,
         prior=PriorConfig(**{"dim": 32, "bits": 2} | dict(prior_options or {})),
         gan=GANConfig(kind="mlp", size=1, channels=data.channels, base=64),
-        coarse=CoarseConfig(**{"contrast": 0.0} | options),
+        coarse=CoarseConfig(**{"contrast": 0.0, "along": 0.0} | options),
     )
     return "cofi", config, ring_training(scale)
 
 
 def ring_training(scale: Scale) -> TrainConfig:
     """The same for every method on the ring."""
-    steps = {"tiny": 30, "cpu": 4000, "gpu": 10_000, "paper": 10_000}[scale]
+    steps = {"tiny": 30, "cpu": 4000, "gpu": 8000, "paper": 8000}[scale]
     return TrainConfig(
         steps=steps, batch_size=256, lr=2e-4, betas=ADAM, ema_decay=0.999, decay=0.6, grad_clip=0.0, flip=False,
         log_every=200, checkpoint_every=max(15, steps // 4),

@@ -38,7 +38,8 @@ class CoarseConfig:
     """Weight of the contrastive loss on real pictures; 0 for points, which have no views."""
     temperature: float = 0.5
     projector: int = 128
-    """Units and outputs of the contrastive projector."""
+    """Units and outputs of the contrastive projector; 0 contrasts the codes themselves, so that pictures that look
+    alike lie near each other in them and share their bits. On a small budget bits follow classes sooner without."""
     views: ViewConfig = field(default_factory=ViewConfig)
     amplitude: float = 0.5
     """Share of the amplitudes in the discrepancy; the rest is the phases'."""
@@ -54,9 +55,9 @@ class CoarseConfig:
     """Steps with codes read back at chance, or with a constant encoder, after which training has collapsed."""
 
     def __post_init__(self) -> None:
-        for name in ("reciprocal", "contrast"):
+        for name in ("reciprocal", "contrast", "projector"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; a weight, 0 or more")
+                raise ValueError(f"{name} is {getattr(self, name)}; 0 or more")
         for name in ("amplitude", "along"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; a share, 0 to 1")
@@ -198,9 +199,8 @@ class Coarse(Stage):
     def contrast(self, x: Tensor, rng: torch.Generator) -> Tensor:
         """The weighted contrastive loss of two views of each picture (eqs. 11 to 13)."""
         method, cfg = self.method, self.config
-        assert method.projector is not None
-        both = torch.cat([view(x, cfg.views, rng), view(x, cfg.views, rng)])
-        one, two = method.projector(method.encode(both)).chunk(2)
+        codes = method.encode(torch.cat([view(x, cfg.views, rng), view(x, cfg.views, rng)]))
+        one, two = (codes if method.projector is None else method.projector(codes)).chunk(2)
         return cfg.contrast * nt_xent(one, two, cfg.temperature)
 
     @torch.no_grad()

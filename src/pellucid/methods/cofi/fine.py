@@ -63,7 +63,7 @@ class FineConfig:
             raise ValueError(f"clip is {self.clip}; so many standard deviations, above 0")
         for name in ("kl", "reciprocal"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; a weight, 0 or more")
+                raise ValueError(f"{name} is {getattr(self, name)}; 0 or more")
         for name in ("dropout", "reciprocal_until"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 0 and below 1")

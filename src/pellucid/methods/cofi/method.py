@@ -120,8 +120,10 @@ class CoFi(Method):
             if c.adversarial
             else None
         )
-        projector = nn.Sequential(nn.Linear(d, c.projector), nn.ReLU(), nn.Linear(c.projector, c.projector))
-        self.projector = projector if c.contrast else None
+        units = c.projector if c.contrast else 0
+        self.projector = (
+            nn.Sequential(nn.Linear(d, units), nn.ReLU(), nn.Linear(units, units)) if units else None
+        )
         # what a reading of generated pictures says of its own noise, and for how long codes have meant nothing
         self.register_buffer("evidence_mean", torch.full((n,), config.prior.mean))
         self.register_buffer("evidence_var", torch.full((n,), config.prior.sigma**2 * n / d))
