@@ -51,7 +51,8 @@ def unet(scale: Scale, channels: int, size: int) -> UNetConfig:
     stages = max(1, (size // 4).bit_length())
     if scale == "cpu":
         return UNetConfig(channels=channels, base=24, multipliers=(1, 2, 3)[:stages], blocks=1)
-    deep: dict[str, Any] = {"multipliers": (1, 2, 3, 4)[:stages], "blocks": 2, "attention": tuple(range(2, min(4, stages)))}
+    deep: dict[str, Any] = {"multipliers": (1, 2, 3, 4)[:stages], "blocks": 2}
+    deep["attention"] = tuple(range(2, min(4, stages)))
     if scale == "gpu":
         return UNetConfig(channels=channels, base=64, **deep)
     # the paper's widths: of the coarse diffusion at 64 pixels, and of latents of pictures of 256 and of 512
