@@ -104,9 +104,9 @@ class Generator(nn.Module):
                 self.ups.append(Up(c_out))
         self.modulate = VectorModulator(widths, dim)
         self.norm = NormSiLU(widths[-1])
-        self.tail = nn.Sequential(
-            conv3(widths[-1], cfg.channels * cfg.stem**2, padding_mode="zeros"), nn.PixelShuffle(cfg.stem)
-        )
+        # up by neighbours and not by a shuffle of channels, whose checks a critic of codes would never see
+        self.grow = nn.Sequential(*(Up(widths[-1]) for _ in range(cfg.stem.bit_length() - 1)))
+        self.tail = conv3(widths[-1], cfg.channels, padding_mode="zeros")
 
     def forward(self, z: Tensor) -> Tensor:
         if self.cfg.kind == "mlp":
@@ -118,7 +118,7 @@ class Generator(nn.Module):
                 h = self.attend[str(i)](h)
             if i < len(self.ups):
                 h = self.ups[i](h)
-        return torch.tanh(self.tail(self.norm(h)))
+        return torch.tanh(self.tail(self.grow(self.norm(h))))
 
 
 class Encoder(nn.Module):
