@@ -41,6 +41,15 @@ COLUMNS = {
     },
     "factorized-generate": DISTANCES,
     "factorized-guidance": DISTANCES,
+    "cofi-ring": {
+        "coverage_few": "coverage, 1,000 points",
+        "coverage_many": "10,000 points",
+        "purity": "purity",
+        "nmi": "NMI",
+        "bit_accuracy": "bit accuracy",
+        "read_back": "read back",
+        "radial_spread": "distance from the circle, rms",
+    },
     "factorized-ablation": SCORES | {"fd_efflite0": "FD"},
 }
 BLOCK = re.compile(r"<!-- table (\S+) -->\s*(.*?)\s*<!-- end -->", re.DOTALL)

@@ -9,6 +9,7 @@ from scipy import stats
 from torch import distributions as dist
 from torch import nn
 
+from pellucid.data.scenes import Scenes
 from pellucid.methods.base import CollapseError
 from pellucid.methods.cofi.coarse import Coarse, CoarseConfig, Frequencies, characteristic, discrepancy
 from pellucid.methods.cofi.fine import CodeModulator, FineConfig
@@ -20,6 +21,9 @@ from pellucid.nets.gan import GANConfig
 from pellucid.nets.unet import UNetConfig
 from pellucid.nets.vae import AutoencoderConfig
 from pellucid.process.samplers import SAMPLERS
+from pellucid.recipes import DataSpec, build, recipe, recipe_to_json
+from pellucid.train.checkpoint import latest
+from pellucid.train.trainer import train
 from pellucid.types import Batch
 
 
@@ -411,7 +415,7 @@ def test_a_coarse_stage_wants_a_picture_for_each_code():
     method = made(small(prior=PriorConfig(dim=12, bits=3)))
     Coarse(method).prepare(given(pictures(8)))
     with pytest.raises(
-        ValueError, match=r"makes 8 codes, and there are 7 pictures.*set prior.bits to 2 or less"
+        ValueError, match=r"makes 8 codes, and the pictures to train on are 7: .*set prior.bits to 2 or less"
     ):
         Coarse(method).prepare(given(pictures(7)))
 
@@ -1065,3 +1069,27 @@ def test_fine_stages_that_cannot_be_are_refused(wrong, said):
 def test_methods_that_cannot_be_are_refused(wrong, said):
     with pytest.raises(ValueError, match=said):
         small(**wrong)
+
+
+# ---- through the engine
+
+
+def test_a_run_stopped_in_each_stage_and_at_their_borders_is_the_run_left_alone(tmp_path):
+    made = recipe(
+        "cofi", "tiny", DataSpec(spec="scenes", size=16), steps=4, batch_size=4, checkpoint_every=50
+    )
+    data = Scenes(size=16, length=12)
+    end = {}
+    for name, stop_after in (("alone", None), ("stopped", 3)):
+        for _ in range(5):
+            method = build(made)
+            outcome = train(
+                method, data, made.train, tmp_path / name, meta=recipe_to_json(made), stop_after=stop_after
+            )
+            if outcome.state == "done":
+                break
+        assert (outcome.state, outcome.step) == ("done", 12)
+        end[name] = [latest(tmp_path / name).tensors(part) for part in ("model", "ema", "optim")]
+    for one, other in zip(end["alone"], end["stopped"], strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[k], other[k]) for k in one)

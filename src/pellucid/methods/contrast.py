@@ -85,7 +85,8 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float = 0.5) -> Tensor:
     if a.shape != b.shape or len(a) < 2:
         raise ValueError(f"views are {tuple(a.shape)} and {tuple(b.shape)}; equal shapes of two rows or more")
     unit = F.normalize(torch.cat([a, b]).float(), dim=1)
-    similar = unit @ unit.T / temperature
+    with torch.autocast(unit.device.type, enabled=False):
+        similar = unit @ unit.T / temperature
     similar = similar.masked_fill(torch.eye(len(unit), dtype=torch.bool, device=unit.device), -torch.inf)
     partner = torch.arange(len(unit), device=unit.device).roll(len(a))
     return F.cross_entropy(similar, partner)

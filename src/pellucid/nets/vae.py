@@ -227,6 +227,8 @@ class Pretrained(LatentSpace):
     (`methods.autoencoding.latent_statistics`).
     """
 
+    fetched: Tensor
+
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__()
         self.config = config
@@ -240,8 +242,8 @@ class Pretrained(LatentSpace):
             self.net = kind.from_config(config.values).requires_grad_(False)
         except (TypeError, ValueError) as error:
             raise ValueError(f"diffusers makes no AutoencoderKL of {config.architecture}: {error}") from None
-        self.has_weights = False
-        self.register_load_state_dict_post_hook(_weights_came)
+        # kept with the weights: a checkpoint from before they were fetched holds random ones
+        self.register_buffer("fetched", torch.zeros((), dtype=torch.bool))
 
     def fetch(self) -> None:
         """Take the weights from `config.source`. Raises ValueError as `load_pretrained`, and where what lies there now
@@ -283,7 +285,12 @@ class Pretrained(LatentSpace):
             own = self.net.state_dict()
             for name, value in found.state_dict().items():
                 own[name].copy_(value)
-        self.has_weights = True
+        self.fetched.fill_(True)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether its weights are the source's, by `fetch` or from a checkpoint of after it."""
+        return bool(self.fetched)
 
     def _with_weights(self) -> Any:
         if not self.has_weights:
@@ -332,10 +339,6 @@ def load_pretrained(name: str | Path) -> Pretrained:
 def make_autoencoder(config: AutoencoderConfig | PretrainedConfig) -> LatentSpace:
     """Fresh weights to train for the one kind; a frozen network that awaits its weights for the other."""
     return Autoencoder(config) if isinstance(config, AutoencoderConfig) else Pretrained(config)
-
-
-def _weights_came(module: nn.Module, _: Any) -> None:
-    module.has_weights = True  # type: ignore[assignment]
 
 
 def _diffusers() -> Any:

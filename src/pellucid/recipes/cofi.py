@@ -182,16 +182,21 @@ def ring_training(scale: Scale) -> TrainConfig:
     )  # fmt: skip
 
 
+TO_THE_END: Mapping[str, Any] = {"patience": 10**9}
+"""An ablation that collapses is a finding, and is scored as it is."""
+
 RECIPES: Mapping[str, Maker] = {
     "cofi": cofi,
     "cofi-other-encoder": partial(cofi, coarse_options={"adversarial": False}),
     "cofi-coarse": partial(cofi, stages=("diffusion",)),
     "cofi-gan": partial(cofi, stages=()),
-    "cofi-gan-no-reciprocal": partial(cofi, stages=(), coarse_options={"reciprocal": 0.0}),
-    "cofi-gan-no-contrast": partial(cofi, stages=(), coarse_options={"contrast": 0.0}),
-    "cofi-gan-isotropic": partial(cofi, stages=(), coarse_options={"along": 0.0}),
-    "cofi-gan-mixture": partial(cofi, stages=(), prior_options={"kind": "mixture"}),
-    "cofi-gan-onehot": partial(cofi, stages=(), prior_options={"kind": "onehot"}),
+    "cofi-gan-no-reciprocal": partial(cofi, stages=(), coarse_options={"reciprocal": 0.0} | dict(TO_THE_END)),
+    "cofi-gan-no-contrast": partial(cofi, stages=(), coarse_options={"contrast": 0.0} | dict(TO_THE_END)),
+    "cofi-gan-isotropic": partial(cofi, stages=(), coarse_options={"along": 0.0} | dict(TO_THE_END)),
+    "cofi-gan-mixture": partial(
+        cofi, stages=(), prior_options={"kind": "mixture"}, coarse_options=TO_THE_END
+    ),
+    "cofi-gan-onehot": partial(cofi, stages=(), prior_options={"kind": "onehot"}, coarse_options=TO_THE_END),
     "cofi-contrast": partial(cofi, stages=(), coarse_options={"adversarial": False}),
     "cofi-ring": ring,
     "cofi-ring-mixture": partial(ring, prior_options={"kind": "mixture"}),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pellucid.methods.base import Method
+from pellucid.methods.cofi.method import CoFi
 from pellucid.metrics.distribution import (
     Extractor,
     aligned,
@@ -73,11 +74,20 @@ def under_conditions(
             elif control.kind == "int":
                 given[name] = int(torch.randint(int(control.high or 0) + 1, (1,), generator=rng))
             else:
-                drawn = torch.randn(len(control.choices), generator=rng).clamp(-4, 4).tolist()
-                given[name] = dict(zip(control.choices, drawn, strict=True))
+                given[name] = fine_code(method, rng)
         part = int(torch.randint(2**31, (1,), generator=rng))
         images.append(sampled(method, each, part, **controls | given)[0])
     return torch.cat(images), torch.arange(conditions).repeat_interleave(each)
+
+
+def fine_code(method: Method, rng: torch.Generator) -> dict[str, float]:
+    """Sliders as the prior has them: projections of one s ~ N(0, I), and so not independent of each other."""
+    assert isinstance(method, CoFi)
+    assert method.fine is not None
+    s = torch.randn(1, method.fine.config.dim, generator=rng).to(method.device)
+    with torch.no_grad():
+        scalars = method.fine.codes.scalars(s)[0].clamp(-5, 5).tolist()
+    return dict(zip(method.fine.depths, scalars, strict=True))
 
 
 def tightness(see: Extractor, judge: Judge, images: Tensor, conditions: Tensor) -> dict[str, float]:
@@ -151,13 +161,11 @@ def run(setting: Setting) -> Report:
 
 def sheet(setting: Setting, spec: str, method: Method) -> str:
     """Eight codes across, six fine codes down, the same noise everywhere; returns the file's name."""
-    bits, fine = method.controls["bits"], method.controls["fine"]
-    n = int(bits.high or 0)
+    n = int(method.controls["bits"].high or 0)
     codes = ["0" * n, *("0" * k + "1" + "0" * (n - k - 1) for k in range(n)), "1" * n][:8]
     rows = []
     for down in range(6):
-        drawn = torch.randn(len(fine.choices), generator=torch.Generator().manual_seed(down)).clamp(-4, 4)
-        sliders = dict(zip(fine.choices, drawn.tolist(), strict=True))
+        sliders = fine_code(method, torch.Generator().manual_seed(down))
         rows += [sampled(method, 1, 0, bits=code, fine=sliders)[0] for code in codes]
     path = setting.out / f"cofi-fine-{file_name(spec)}.png"
     save_png(path, grid(torch.cat(rows), columns=len(codes)), {"columns": codes, "rows": "fine codes"})

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from pellucid.config import fingerprint
 from pellucid.data.catalog import open_data
-from pellucid.data.images import Dataset
+from pellucid.data.images import Dataset, StoredImages
+from pellucid.data.order import permutation
 from pellucid.methods.base import Method
 from pellucid.methods.priors import bits_of, code_of
 from pellucid.metrics.segmentation import choose_assignment, oracle_assignment, score, smallest_share
@@ -269,8 +270,10 @@ def trained(
 
 
 def batches(data: Dataset, limit: int, size: int = 100) -> Iterable[Any]:
+    """The first samples of made data, which come in random order; a random choice of stored pictures."""
+    order = permutation(len(data), 0, 0) if isinstance(data, StoredImages) else np.arange(len(data))
     for start in range(0, min(limit, len(data)), size):
-        yield data.batch(np.arange(start, min(start + size, limit, len(data))))
+        yield data.batch(order[start : min(start + size, limit)])
 
 
 def file_name(spec: str) -> str:

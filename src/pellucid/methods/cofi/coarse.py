@@ -72,8 +72,11 @@ class CoarseConfig:
 
 def characteristic(y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     """Phi(w) = mean exp(i w.y) of a sample: y (B, d), w (M, d) -> its real and imaginary part, (M,) each."""
-    angle = y.float() @ w.T
-    return angle.cos().mean(0), angle.sin().mean(0)
+    with torch.autocast(
+        y.device.type, enabled=False
+    ):  # angles of tens of radians: half precision has no digits left
+        angle = y.float() @ w.float().T
+        return angle.cos().mean(0), angle.sin().mean(0)
 
 
 def discrepancy(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], amplitude: float = 0.5) -> Tensor:
@@ -150,9 +153,10 @@ class Coarse(Stage):
         some = list(pictures(max(codes, 64)))
         count = sum(len(part) for part in some)
         if count < codes:
+            fewer = f"set prior.bits to {count.bit_length() - 1} or less, or " if count > 1 else ""
             raise ValueError(
-                f"bits is {method.prior.bits}, which makes {codes} codes, and there are {count} pictures: a code needs "
-                f"one at least; set prior.bits to {max(1, count.bit_length() - 1)} or less, or add pictures"
+                f"bits is {method.prior.bits}, which makes {codes} codes, and the pictures to train on are {count}: a "
+                f"code needs one at least; {fewer}add pictures"
             )
         first = some[0][:1]
         if all(bool((part == first).all()) for part in some):

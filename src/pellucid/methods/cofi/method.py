@@ -203,7 +203,7 @@ class CoFi(Method):
                 ),
                 "guidance_scale": Control(
                     kind="float", default=1.0, low=0.0, high=20.0,
-                    help="how much more than trained the codes count; 1 is as trained",
+                    help="how much more than trained the codes count, or what was changed in a picture's; 1 is none",
                 ),
                 "codes_from": Control(
                     kind="choice", default="pictures", choices=("pictures", "noise"),
@@ -276,7 +276,8 @@ class CoFi(Method):
         if self.generator is None:
             return {}
         if isinstance(self.prior, BitCodes):
-            odds = 2 * self.prior.evidence(z) * self.evidence_mean / self.evidence_var
+            # a bit that is read against its own sense tells nothing: the sign stays the prior's
+            odds = 2 * self.prior.evidence(z) * self.evidence_mean.clamp(min=0) / self.evidence_var
             return {"bits": torch.sigmoid(-odds)}
         return {"code": self.prior.log_likelihoods(z).softmax(1)}
 
@@ -320,8 +321,15 @@ class CoFi(Method):
         z = self._coarse_codes(n, rng, use)
         s = torch.randn(n, fine.config.dim if fine else 1, generator=rng, device=rng.device).to(self.device)
         scalars = None if fine is None else fine.codes.scalars(s)
+        was = None
         if use["image"] is not None:
+            if net is not None and tuple(SAMPLERS)[use["sampler"]] == "ddpm":
+                raise ValueError(
+                    "sampler is ddpm, which draws new noise at each step, so that nothing of the picture would stay; "
+                    "use ddim, heun or dpmpp_2m"
+                )
             z, scalars, noise = self._of_pictures(n, use, net, noise)
+            was = z, scalars
         z, scalars = self._set(z, scalars, use)
 
         if net is None:
@@ -329,7 +337,8 @@ class CoFi(Method):
             images = self.generator(z)
             images = images if self.config.gan.kind == "mlp" else images.clamp(-1, 1)
         else:
-            denoise = self._denoiser(net, z, scalars, use["guidance_scale"])
+            # of a picture guidance strengthens what was changed and nothing else
+            denoise = self._denoiser(net, z, scalars, use["guidance_scale"], was)
             if grain == "diffusion":
                 plain, denoise = denoise, lambda x, t: plain(x, t).clamp(-1, 1)
             sampler = SAMPLERS[tuple(SAMPLERS)[use["sampler"]]]
@@ -406,16 +415,24 @@ class CoFi(Method):
                 scalars[:, self.fine.depths.index(name)] = value
         return z, scalars
 
-    def _denoiser(self, net: CodedDiffusion, z: Tensor, scalars: Tensor | None, scale: float) -> Denoise:
+    def _denoiser(
+        self,
+        net: CodedDiffusion,
+        z: Tensor,
+        scalars: Tensor | None,
+        scale: float,
+        weaker: tuple[Tensor, Tensor | None] | None = None,
+    ) -> Denoise:
+        """Denoise under codes, guided away from weaker ones, by default from none."""
+
         def under(z: Tensor, scalars: Tensor | None) -> Denoise:
             return lambda x, t: to_x0(net.eps(x, t, z, scalars), x, net.schedule.logsnr(t), "eps")
 
         told = under(z, scalars)
         if scale == 1.0:
             return told
-        return guided(
-            told, under(torch.zeros_like(z), None if scalars is None else torch.zeros_like(scalars)), scale
-        )
+        none = torch.zeros_like(z), None if scalars is None else torch.zeros_like(scalars)
+        return guided(told, under(*(weaker or none)), scale)
 
     def _levels(self, net: CodedDiffusion, use: Mapping[str, Any]) -> Tensor:
         table = net.schedule.steps if isinstance(net.schedule, TabulatedSchedule) else None
