@@ -56,6 +56,9 @@ class Switches(Method):
     name = "switches"
     reads_any_size = False
 
+    def stages(self):
+        return ()
+
     def __init__(self, config: SwitchesConfig) -> None:
         super().__init__()
         self.image_shape = (3, config.size, config.size)

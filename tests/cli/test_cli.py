@@ -129,7 +129,7 @@ def test_recipes_are_listed(capsys):
         (["train", "factorized", "--scale", "tiny", "--steps", "0"], "steps"),
         (["sample", "/nowhere"], "no config.json"),
         (["read", "/nowhere", "photo.jpg"], "no config.json"),
-        (["reproduce", "everything"], "there are factorized-segment"),
+        (["reproduce", "everything"], "there are cofi-ring"),
         (["data", "get", "imagenet"], "imagenet"),
         (["data", "get"], "name a set"),
         (["data", "show"], "name what to show"),

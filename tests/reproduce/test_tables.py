@@ -19,9 +19,10 @@ def make(name, out, **options):
 
 @pytest.mark.parametrize("name", list(TABLES))
 def test_a_table_has_every_row_and_writes_what_it_prints(name, tmp_path):
-    report, _ = make(name, tmp_path)
+    data = "ring" if "ring" in TABLES[name].data else "scenes"
+    report, _ = make(name, tmp_path, data=(data,))
     assert len(report.rows) >= 3
-    assert {data for data, _ in report.rows} == {"scenes"}
+    assert {of for of, _ in report.rows} == {data}
     keys = {c.key for c in report.columns}
     assert all(set(cells) & keys for cells in report.rows.values())
     written = json.loads((tmp_path / f"{name}.json").read_text())
