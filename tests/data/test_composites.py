@@ -42,7 +42,6 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setitem(fetch.COLLECTIONS, "emoji", replace(fetch.COLLECTIONS["emoji"], least=10))
     monkeypatch.setitem(fetch.COLLECTIONS, "photos", replace(fetch.COLLECTIONS["photos"], least=5))
     composites._bank.cache_clear()
-    composites._class_names.cache_clear()
     emoji, photos = fetch.folder("emoji"), fetch.folder("photos")
     fill_emoji(emoji)
     (photos / "photographs").mkdir(parents=True)
@@ -53,7 +52,6 @@ def cache(tmp_path, monkeypatch):
         (folder / "fetched.json").write_text("{}")
     yield tmp_path
     composites._bank.cache_clear()
-    composites._class_names.cache_clear()
 
 
 def test_labels_are_the_categories_of_what_is_shown(cache):

@@ -26,7 +26,7 @@ from pellucid.types import Batch
 
 Kind = Literal["emoji", "clipart"]
 _VERSION = 3  # of the pictures: part of their fingerprint
-_BANK = 4  # of what is cached: part of the cache's key
+_BANK = 5  # of what is cached: part of the cache's key
 _SALT = {"train": 1, "val": 2, "test": 3}
 _AREA = (0.12, 0.45)
 """The object's share of the frame, drawn uniformly."""
@@ -63,11 +63,6 @@ def _cutout_files(kind: Kind) -> list[tuple[str, str, Path]]:
     return [(identity, category, p) for identity, category, p in files if p.is_file()]
 
 
-@lru_cache(maxsize=2)
-def _class_names(kind: Kind) -> tuple[str, ...]:
-    return tuple(sorted({category for _, category, _ in _cutout_files(kind)}))
-
-
 def _load_cutout(path: Path, size: int) -> np.ndarray | None:
     """A cut-out trimmed to its alpha, longest side `size`, premultiplied, in a (size, size, 4) uint8 square."""
     try:
@@ -101,13 +96,15 @@ def _photographs() -> list[tuple[str, Path]]:
 def _bank(kind: Kind, split: Split, size: int) -> tuple[np.ndarray, ...]:
     """What samples of a split are made of, prepared once and cached on disk.
 
-    -> cut-outs (N, S, S, 4) premultiplied, their sizes (N, 2), their classes (N,), grounds (M, size, size, 3).
+    -> cut-outs (N, S, S, 4) premultiplied, their sizes (N, 2), their classes (N,), the names of all classes,
+    grounds (M, size, size, 3).
     """
     at = cache_folder() / "composites" / f"v{_BANK}-{kind}-{split}-{size}"
-    names = ("cutouts", "sizes", "classes", "grounds")
+    names = ("cutouts", "sizes", "classes", "class_names", "grounds")
     if not at.is_dir():
-        cutout, known = max(32, size), _class_names(kind)
-        files = [(category, p) for name, category, p in _cutout_files(kind) if split_of(name) == split]
+        cutout, every = max(32, size), _cutout_files(kind)
+        known = sorted({category for _, category, _ in every})
+        files = [(category, p) for name, category, p in every if split_of(name) == split]
         loaded = [(known.index(category), _load_cutout(p, cutout)) for category, p in files]
         pieces = [(category, piece) for category, piece in loaded if piece is not None]
         cutouts, classes = np.stack([piece for _, piece in pieces]), np.array([c for c, _ in pieces])
@@ -118,7 +115,7 @@ def _bank(kind: Kind, split: Split, size: int) -> tuple[np.ndarray, ...]:
         with tempfile.TemporaryDirectory(dir=at.parent) as work:
             made = Path(work, "made")
             made.mkdir()
-            for name, array in zip(names, (cutouts, sizes, classes, grounds), strict=True):
+            for name, array in zip(names, (cutouts, sizes, classes, np.array(known), grounds), strict=True):
                 np.save(made / f"{name}.npy", array, allow_pickle=False)
             if not at.is_dir():
                 os.replace(made, at)
@@ -173,8 +170,8 @@ class Composites:
             raise ValueError("composites are colour pictures: channels must be 3")
         self.kind, self.split, self.length, self.seed, self.plain = kind, split, length, seed, plain
         self.shape = (3, size, size)
-        self.class_names = _class_names(kind)
-        self.cutouts, self.sizes, self.classes, self.grounds = _bank(kind, split, size)
+        self.cutouts, self.sizes, self.classes, known, self.grounds = _bank(kind, split, size)
+        self.class_names: tuple[str, ...] = tuple(known.tolist())
         name = f"{kind}-plain" if plain else kind
         self.fingerprint = f"composites-v{_VERSION}-{name}-{split}-{size}-{seed}-{length}-{len(self.cutouts)}"
 

@@ -192,6 +192,10 @@ class Method(nn.Module):
     reads_any_size: ClassVar[bool] = True
     """Whether `read` takes pictures of other sizes than it generates; otherwise their centre square is read."""
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
     def stages(self) -> tuple[Stage, ...]:
         raise NotImplementedError
 
@@ -205,3 +209,23 @@ class Method(nn.Module):
     def sample(self, n: int, rng: torch.Generator, **controls: Any) -> Sample:
         """n images with their readouts; an unknown control or one out of its range is a ValueError."""
         raise NotImplementedError
+
+    def said(self, use: Mapping[str, Any]) -> dict[str, Any]:
+        """Resolved controls as a user would give them again: choices by name, and no pictures."""
+        named = {k: c.choices for k, c in self.controls.items() if c.kind == "choice"}
+        return {
+            k: named[k][v] if k in named and v is not None else v
+            for k, v in use.items()
+            if not isinstance(v, Tensor)
+        }
+
+    def given(self, image: Tensor, n: int) -> Tensor:
+        """A picture control's value, (C, H, W) or (1 or n, C, H, W), as n pictures where the weights live."""
+        image = image.to(self.device, torch.float32)
+        if image.ndim == 3:
+            image = image[None]
+        if image.shape[1:] != self.image_shape or len(image) not in (1, n):
+            raise ValueError(
+                f"the picture is {tuple(image.shape)}; expected {self.image_shape}, one of them or n = {n}"
+            )
+        return image.expand(n, -1, -1, -1)

@@ -154,6 +154,21 @@ class Diffusion(nn.Module):
             u = (u * steps).floor().clamp(max=steps - 1).add(1) / steps
         return u.to(self.device)
 
+    def levels(self, num_steps: int, *, start: float = 1.0) -> Tensor:
+        """The times of so many steps from `start` to 0, or of as many as there are: a table's, or a thousand."""
+        table = self.schedule.steps if isinstance(self.schedule, TabulatedSchedule) else None
+        most = round(start * (table or 1000))
+        return levels(max(1, min(num_steps, most)), start=start, table=table)
+
+    def diffused(
+        self, x0: Tensor, rng: torch.Generator, *, low_share: float = 0.0
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What a training step is shown and asked for: x_t (B, *S), times (B,), log-SNRs (B,), and the noise in x_t."""
+        t = self.training_times(len(x0), rng, low_share=low_share)
+        logsnr = self.schedule.logsnr(t)
+        eps = self.noise(x0.shape, rng)
+        return diffuse(x0, eps, logsnr), t, logsnr, eps
+
     def noised(self, x0: Tensor, t: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """x_t and its times (B,) for one time t."""
         times = torch.full((len(x0),), t, device=x0.device)
@@ -235,7 +250,7 @@ class DenoisingMethod(Diffusion, Method):
         x = self.noise((n, *self.image_shape), rng)
         start = 1.0
         if use["image"] is not None:
-            image = self._given(use["image"], n)
+            image = self.given(use["image"], n)
             if use.get("regions"):
                 if use["blend_with"] is not None:
                     raise ValueError(
@@ -255,15 +270,12 @@ class DenoisingMethod(Diffusion, Method):
             mixed = image
             at_start = self.schedule.logsnr(torch.full((n,), start, device=self.device))
             if use["blend_with"] is not None:
-                other = self._given(use["blend_with"], n)
+                other = self.given(use["blend_with"], n)
                 mixed = torch.lerp(image, other, use["blend"])
             if start < 1.0:
                 x = diffuse(mixed, x, at_start)
 
-        table = self.schedule.steps if isinstance(self.schedule, TabulatedSchedule) else None
-        times = levels(
-            max(1, min(use["num_steps"], round(start * (table or 1000)))), start=start, table=table
-        )
+        times = self.levels(use["num_steps"], start=start)
         sampler = tuple(SAMPLERS)[use["sampler"]]
         if use.get("walks", 1) > 1:
             if sampler not in ("ddim", "ddpm"):
@@ -286,21 +298,6 @@ class DenoisingMethod(Diffusion, Method):
         return Sample(
             images=images,
             readouts=self.describe(self.settle(seen["last"], images, use)),
-            controls={k: self._said(k, v) for k, v in use.items() if not isinstance(v, Tensor)},
+            controls=self.said(use),
             trace=tuple(trace),
         )
-
-    def _said(self, name: str, value: Any) -> Any:
-        """A control's value as a user would give it again: choices by name."""
-        control = self.controls[name]
-        return control.choices[value] if control.kind == "choice" and value is not None else value
-
-    def _given(self, image: Tensor, n: int) -> Tensor:
-        image = image.to(self.device, torch.float32)
-        if image.ndim == 3:
-            image = image[None]
-        if image.shape[1:] != self.image_shape or len(image) not in (1, n):
-            raise ValueError(
-                f"the picture is {tuple(image.shape)}; expected {self.image_shape}, one of them or n = {n}"
-            )
-        return image.expand(n, -1, -1, -1)

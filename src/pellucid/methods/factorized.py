@@ -46,7 +46,7 @@ from pellucid.methods.kernels import KernelConfig, confidence, evidence, explain
 from pellucid.nets.blocks import Padding, conv3, zeroed
 from pellucid.nets.modulation import Modulation, TimeModulator, VectorModulator, repeat
 from pellucid.nets.unet import Decoder, Encoder, Middle, UNet, UNetConfig
-from pellucid.process.loss import denoising_loss, diffuse
+from pellucid.process.loss import denoising_loss
 from pellucid.process.schedule import ScheduleName, alpha_sigma, make_schedule
 from pellucid.types import Batch, Control, Readout
 
@@ -364,10 +364,7 @@ class Denoising(Stage):
     def losses(self, batch: Batch, rng: torch.Generator) -> Iterator[tuple[str, dict[str, Tensor]]]:
         method, cfg = self.method, self.method.config
         x0 = batch.x0
-        t = method.training_times(len(x0), rng, low_share=cfg.low_noise_share)
-        logsnr = method.schedule.logsnr(t)
-        eps = method.noise(x0.shape, rng)
-        x_t = diffuse(x0, eps, logsnr)
+        x_t, t, logsnr, eps = method.diffused(x0, rng, low_share=cfg.low_noise_share)
         label = method.hidden_labels(batch.labels, rng)
 
         if cfg.code_mixture:

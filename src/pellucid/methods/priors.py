@@ -8,6 +8,7 @@ mode), so that an ablation between them changes the topology of the latent space
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -106,9 +107,13 @@ class Prior(nn.Module):
 
     @property
     def entropy(self) -> float:
-        """Differential entropy of z, nats, for modes that do not overlap: an upper bound otherwise."""
-        gaussian = (0.5 * torch.log(2 * torch.pi * torch.e * self.noise.double().square())).sum()
-        return float(torch.log(torch.tensor(self.codes, dtype=torch.float64)) + gaussian)
+        """Differential entropy of z, nats, for modes that do not overlap: an upper bound otherwise.
+
+        Entries without noise have no density, and are left out.
+        """
+        noisy = self.noise[self.noise > 0].double()
+        within = 0.5 * (math.log(2 * math.pi * math.e) + 2 * noisy.log()).sum()
+        return math.log(self.codes) + float(within)
 
 
 class BitCodes(Prior):
@@ -185,15 +190,6 @@ class OneHot(Prior):
 
     def log_likelihoods(self, z: Tensor) -> Tensor:
         return z[:, : self.codes] / self.config.sigma**2
-
-    @property
-    def entropy(self) -> float:
-        """Of the noisy entries, and of c: the one-hot entries have no density."""
-        noisy = self.noise[self.codes :].double()
-        return float(
-            torch.log(torch.tensor(self.codes, dtype=torch.float64))
-            + (0.5 * torch.log(2 * torch.pi * torch.e * noisy.square())).sum()
-        )
 
 
 PRIORS: dict[PriorKind, type[Prior]] = {"bits": BitCodes, "mixture": Corners, "onehot": OneHot}

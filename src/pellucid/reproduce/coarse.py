@@ -174,10 +174,8 @@ def fill(report: Report, setting: Setting, rows: Mapping[str, Row], see: Extract
 
 
 def sheet(table: str, setting: Setting, spec: str, row: str, method: Method, how: Row) -> str:
-    """Eight codes across, eight pictures of each down; returns the file's name."""
-    rng, controls = torch.Generator().manual_seed(0), dict(how.controls or {})
-    steps = {"num_steps": 25} if "num_steps" in method.controls else {}
-    parts = []
+    """Eight codes across, eight pictures of each down, of the same noise in a row; returns the file's name."""
+    controls, parts = dict(how.controls or {}), []
     for code in range(8):
         if "bits" in method.controls:
             n = int(method.controls["bits"].high or 0)
@@ -186,7 +184,7 @@ def sheet(table: str, setting: Setting, spec: str, row: str, method: Method, how
             given = {"code": code % (1 + int(method.controls["code"].high or 0))}
         else:
             given = {}
-        parts.append(method.sample(8, rng, **steps | controls | given).images.cpu())
+        parts.append(sampled(method, 8, 0, **controls | given)[0])
     name = re.sub(r"[^a-z0-9]+", "-", row.lower()).strip("-")
     path = setting.out / f"{table}-{file_name(spec)}-{name}.png"
     save_png(

@@ -122,6 +122,11 @@ def passing(fake: Tensor, loss: Game) -> Tensor:
     return F.softplus(-fake).mean() if loss == "logistic" else -fake.mean()
 
 
+def agreement(said: Tensor, code: Tensor) -> Tensor:
+    """The share of codes (B,) that the most probable answers (B, K) name."""
+    return (said.argmax(1) == code).float().mean()
+
+
 def steepness(judged: Tensor, x: Tensor) -> Tensor:
     """The squared length of each judgement's gradient by its own picture: (B,), differentiable."""
     (gradient,) = torch.autograd.grad(judged.sum(), x, create_graph=True)
@@ -171,6 +176,21 @@ class CodedGAN(Method):
     def latents(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """z (n, d) and its random codes (n,)."""
         return self.prior.sample(n, rng, self.drawn(n, rng))
+
+    def told_apart(
+        self,
+        real: Tensor,
+        x: Tensor,
+        judged: Tensor,
+        fake: Tensor,
+        rng: torch.Generator,
+        judge: Callable[[Tensor], Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """The discriminator's terms, of its judgements `real` of pictures x and `judged` of generated ones."""
+        terms = telling_apart(real, judged, self.config.game.loss)
+        if self.config.game.penalty_weight:
+            terms["penalty"] = self.penalty(real, x, fake, rng, judge)
+        return terms
 
     def penalty(
         self,

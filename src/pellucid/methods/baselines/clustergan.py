@@ -24,8 +24,8 @@ from pellucid.methods.baselines.adversarial import (
     CodedGAN,
     CodedGANConfig,
     GameStage,
+    agreement,
     passing,
-    telling_apart,
 )
 from pellucid.nets.gan import Encoder
 from pellucid.types import Batch
@@ -59,10 +59,7 @@ class InvertedGame(GameStage):
                 fake = method.generator(method.latents(len(batch), rng)[0])
             x = batch.x0.detach().requires_grad_()
             real, _ = method.discriminator(x)
-            terms = telling_apart(real, method.discriminator(fake)[0], cfg.game.loss)
-            if cfg.game.penalty_weight:
-                terms["penalty"] = method.penalty(real, x, fake, rng)
-            yield "discriminator", terms
+            yield "discriminator", method.told_apart(real, x, method.discriminator(fake)[0], fake, rng)
 
         z, code = method.latents(len(batch), rng)
         fake = method.generator(z)
@@ -74,7 +71,7 @@ class InvertedGame(GameStage):
                 "pass": passing(judged, cfg.game.loss),
                 "noise": cfg.noise_weight * (noise - z[:, method.prior.codes :]).square().mean(),
                 "code": cfg.code_weight * F.cross_entropy(said, code),
-                "_read_back": (said.argmax(1) == code).float().mean(),
+                "_read_back": agreement(said, code),
             },
         )
 

@@ -13,7 +13,7 @@ from pellucid.methods.base import Pictures, Stage
 from pellucid.methods.denoising import NOTHING, DenoisingMethod, Prediction, Predicts, standard_controls
 from pellucid.nets.modulation import TimeModulator
 from pellucid.nets.unet import UNet, UNetConfig
-from pellucid.process.loss import denoising_loss, diffuse
+from pellucid.process.loss import denoising_loss
 from pellucid.process.schedule import ScheduleName
 from pellucid.types import Batch
 
@@ -39,10 +39,7 @@ class _Denoise(Stage):
 
     def losses(self, batch: Batch, rng: torch.Generator) -> Iterator[tuple[str, dict[str, Tensor]]]:
         method, x0 = self.method, batch.x0
-        t = method.training_times(len(x0), rng)
-        logsnr = method.schedule.logsnr(t)
-        eps = method.noise(x0.shape, rng)
-        x_t = diffuse(x0, eps, logsnr)
+        x_t, t, logsnr, eps = method.diffused(x0, rng)
         yield "model", {"denoise": denoising_loss(method.predict(x_t, t).eps, x_t, eps, logsnr).mean()}
 
 

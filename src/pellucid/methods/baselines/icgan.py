@@ -29,7 +29,6 @@ from pellucid.methods.baselines.adversarial import (
     Discriminator,
     GameStage,
     passing,
-    telling_apart,
 )
 from pellucid.methods.baselines.segmenters import kmeans
 from pellucid.methods.baselines.selfsupervised import Contrast, ContrastConfig, Features
@@ -130,11 +129,9 @@ class InstanceGame(GameStage):
                 fake = method.generated(told, rng)
             x = batch.x0.detach().requires_grad_()
             real = method.discriminator.under(x, own)
-            terms = telling_apart(real, method.discriminator.under(fake, told), cfg.game.loss)
-            if cfg.game.penalty_weight:
-                judge = lambda between: method.discriminator.under(between, own)
-                terms["penalty"] = method.penalty(real, x, fake, rng, judge)
-            yield "discriminator", terms
+            judged = method.discriminator.under(fake, told)
+            judge = lambda between: method.discriminator.under(between, own)
+            yield "discriminator", method.told_apart(real, x, judged, fake, rng, judge)
 
         told = method.instances(n, rng)
         judged = method.discriminator.under(method.generated(told, rng), told)

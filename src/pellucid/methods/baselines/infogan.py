@@ -24,8 +24,8 @@ from pellucid.methods.baselines.adversarial import (
     CodedGANConfig,
     Discriminator,
     GameStage,
+    agreement,
     passing,
-    telling_apart,
 )
 from pellucid.methods.priors import Prior
 from pellucid.types import Batch
@@ -58,12 +58,10 @@ class InformedGame(GameStage):
             x = batch.x0.detach().requires_grad_()
             real, _ = method.discriminator(x)
             judged, said = method.discriminator(fake)
-            terms = telling_apart(real, judged, cfg.game.loss)
-            if cfg.game.penalty_weight:
-                terms["penalty"] = method.penalty(real, x, fake, rng)
             yield (
                 "discriminator",
-                terms | {"info": cfg.info * F.cross_entropy(said, code), "_read_back": agreement(said, code)},
+                method.told_apart(real, x, judged, fake, rng)
+                | {"info": cfg.info * F.cross_entropy(said, code), "_read_back": agreement(said, code)},
             )
 
         z, code = method.latents(len(batch), rng)
@@ -72,11 +70,6 @@ class InformedGame(GameStage):
             "generator",
             {"pass": passing(judged, cfg.game.loss), "info": cfg.info * F.cross_entropy(said, code)},
         )
-
-
-def agreement(said: Tensor, code: Tensor) -> Tensor:
-    """The share of codes (B,) that the most probable answers (B, K) name."""
-    return (said.argmax(1) == code).float().mean()
 
 
 class InfoGAN(CodedGAN):

@@ -31,7 +31,6 @@ from pellucid.methods.baselines.adversarial import (
     Discriminator,
     GameStage,
     passing,
-    telling_apart,
 )
 from pellucid.methods.baselines.segmenters import kmeans
 from pellucid.types import Batch
@@ -116,10 +115,9 @@ class ClusteredGame(GameStage):
             if again == 0:
                 self.latest.append(pooled)
             real, _ = method.discriminator.concluded(features, own)
-            terms = telling_apart(real, method.discriminator(fake, code)[0], cfg.game.loss)
-            if cfg.game.penalty_weight:
-                judge = lambda between, own=own: method.discriminator(between, own)[0]
-                terms["penalty"] = method.penalty(real, x, fake, rng, judge)
+            judged, _ = method.discriminator(fake, code)
+            judge = lambda between, own=own: method.discriminator(between, own)[0]
+            terms = method.told_apart(real, x, judged, fake, rng, judge)
             counts = torch.bincount(own, minlength=method.prior.codes)
             yield "discriminator", terms | {"_smallest_cluster": counts.min() / len(own)}
 
@@ -161,10 +159,6 @@ class SelfCond(CodedGAN):
         self.register_buffer("kept", torch.zeros(config.kept, width))
         self.register_buffer("written", torch.zeros((), dtype=torch.int64))
         self.register_buffer("shares", torch.full((codes,), 1 / codes))
-
-    @property
-    def device(self) -> torch.device:
-        return self.centroids.device
 
     def stages(self) -> tuple[Stage, ...]:
         return (ClusteredGame(self),)

@@ -23,7 +23,7 @@ from pellucid.methods.baselines.selfsupervised import Contrast, ContrastConfig, 
 from pellucid.methods.denoising import NOTHING, DenoisingMethod, Prediction, Predicts, standard_controls
 from pellucid.nets.modulation import TimeModulator
 from pellucid.nets.unet import UNet, UNetConfig
-from pellucid.process.loss import denoising_loss, diffuse
+from pellucid.process.loss import denoising_loss
 from pellucid.process.schedule import ScheduleName
 from pellucid.types import Batch, Control, Readout, Sample
 
@@ -84,10 +84,7 @@ class Denoise(Stage):
 
     def losses(self, batch: Batch, rng: torch.Generator) -> Iterator[tuple[str, dict[str, Tensor]]]:
         method, x0 = self.method, batch.x0
-        t = method.training_times(len(x0), rng)
-        logsnr = method.schedule.logsnr(t)
-        eps = method.noise(x0.shape, rng)
-        x_t = diffuse(x0, eps, logsnr)
+        x_t, t, logsnr, eps = method.diffused(x0, rng)
         untold = torch.rand(len(x0), generator=rng, device=rng.device) < method.config.dropout
         cluster = batch.derived["cluster"].masked_fill(untold.to(x0.device), method.config.codes)
         found = method.predict(x_t, t, cluster).eps
@@ -152,7 +149,7 @@ class SelfGuided(DenoisingMethod):
         if use["code"] is not None:
             return torch.full_like(code, use["code"])
         if use["image"] is not None:
-            return self.nearness(self._given(use["image"], n)).argmax(1)
+            return self.nearness(self.given(use["image"], n)).argmax(1)
         return code
 
     @torch.no_grad()

@@ -140,6 +140,7 @@ class Coarse(Stage):
 
     def __init__(self, method: CoFi) -> None:
         self.method, self.config = method, method.config.coarse
+        self.entropy = method.prior.entropy
         self.signs: list[Tensor] = []  # of this step's micro-batches: whether each looks collapsed
         parts = [method.encoder, method.frequencies, method.projector]
         critic = [p for part in parts if part is not None for p in part.parameters()]
@@ -168,12 +169,13 @@ class Coarse(Stage):
     def losses(self, batch: Batch, rng: torch.Generator) -> Iterator[tuple[str, dict[str, Tensor]]]:
         method, cfg, x = self.method, self.config, batch.x0
         if not cfg.adversarial:
-            coded = method.encode(x)
+            with torch.no_grad():
+                coded = method.encode(x)
             yield "critic", {"contrast": self.contrast(x, rng), **self.watch(coded, None, None)}
             return
         assert method.generator is not None
         assert method.frequencies is not None
-        z, code = self.drawn(len(x), rng)
+        z, code = method.prior.sample(len(x), rng)
         with torch.no_grad():
             fake = method.generator(z)
         real_code, fake_code = method.encode(torch.cat([x, fake])).chunk(2)
@@ -188,7 +190,7 @@ class Coarse(Stage):
             terms["contrast"] = self.contrast(x, rng)
         yield "critic", terms | self.watch(real_code, fake_code, (z, code))
 
-        z, code = self.drawn(len(x), rng)
+        z, code = method.prior.sample(len(x), rng)
         with torch.no_grad():
             w = method.frequencies(rng)
             of_real = characteristic(method.encode(x), w)
@@ -196,9 +198,6 @@ class Coarse(Stage):
         with frozen(method.encoder):
             of_fake = characteristic(method.encode(fake), w)
         yield "generator", {"match": discrepancy(of_fake, of_real, cfg.amplitude)}
-
-    def drawn(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        return self.method.prior.sample(n, rng)
 
     def contrast(self, x: Tensor, rng: torch.Generator) -> Tensor:
         """The weighted contrastive loss of two views of each picture (eqs. 11 to 13)."""
@@ -230,7 +229,7 @@ class Coarse(Stage):
                 agree, chance = (read == code).float().mean(), 1 / prior.codes
             error = (fake_code - z).square().sum(1).mean()
             # lemma 1 with the sigma that makes the bound tightest: H(z) - d/2 log(2 pi e r / d), in nats
-            bound = prior.entropy - 0.5 * z.shape[1] * torch.log(2 * torch.pi * torch.e * error / z.shape[1])
+            bound = self.entropy - 0.5 * z.shape[1] * torch.log(2 * torch.pi * torch.e * error / z.shape[1])
             said |= {"_read_back": agree, "_reciprocal_error": error, "_information": bound}
             # one batch is read back better than chance by luck now and then, and would set the count back
             method.read_back.lerp_(agree, min(1.0, 10 / self.config.patience))

@@ -24,7 +24,7 @@ from pellucid.nets.gan import Encoder, GANConfig
 from pellucid.nets.modulation import TimeModulator, VectorModulator
 from pellucid.nets.unet import UNet, UNetConfig
 from pellucid.nets.vae import draw, kl
-from pellucid.process.loss import denoising_loss, diffuse
+from pellucid.process.loss import denoising_loss
 from pellucid.process.predict import to_x0
 from pellucid.process.schedule import ScheduleName
 from pellucid.types import Affine, Batch
@@ -163,10 +163,7 @@ class CodedStage(Stage):
     def losses(self, batch: Batch, rng: torch.Generator) -> Iterator[tuple[str, dict[str, Tensor]]]:
         net, cfg = self.denoiser, self.denoiser.config
         clean, coarse = batch.derived["clean"], batch.derived["coarse"]
-        t = net.training_times(len(clean), rng)
-        logsnr = net.schedule.logsnr(t)
-        eps = net.noise(clean.shape, rng)
-        x_t = diffuse(clean, eps, logsnr)
+        x_t, t, logsnr, eps = net.diffused(clean, rng)
         told = (torch.rand(len(clean), generator=rng, device=rng.device) >= cfg.dropout).to(coarse)[:, None]
 
         if net.encoder is None:

@@ -13,13 +13,13 @@ from pellucid.methods.autoencoding import Autoencoding, UnitLatents
 from pellucid.methods.base import Method, Pictures, Stage, resolve
 from pellucid.methods.cofi.coarse import Coarse, CoarseConfig, Frequencies
 from pellucid.methods.cofi.fine import CodedDiffusion, CodedStage, FineConfig
+from pellucid.methods.denoising import standard_controls
 from pellucid.methods.priors import BitCodes, PriorConfig, make_prior
 from pellucid.nets.gan import Encoder, GANConfig, Generator
 from pellucid.nets.vae import Autoencoder, AutoencoderConfig, PretrainedConfig, make_autoencoder
-from pellucid.process.guidance import guided
+from pellucid.process.guidance import clipped, guided
 from pellucid.process.predict import to_x0
 from pellucid.process.samplers import SAMPLERS, invert
-from pellucid.process.schedule import TabulatedSchedule, levels
 from pellucid.types import Control, Denoise, Readout, Sample
 
 Grain = Literal["coarse", "diffusion", "fine"]
@@ -194,13 +194,10 @@ class CoFi(Method):
             )
         diffused = [g for g in grains if g != "coarse"]
         if diffused:
+            standard = standard_controls(())
             controls |= {
-                "num_steps": Control(
-                    kind="int", default=50, low=1, high=1000, help="network passes from noise to picture"
-                ),
-                "sampler": Control(
-                    kind="choice", default="ddim", choices=tuple(SAMPLERS), help="how the passes are combined"
-                ),
+                "num_steps": standard["num_steps"],
+                "sampler": standard["sampler"],
                 "guidance_scale": Control(
                     kind="float", default=1.0, low=0.0, high=20.0,
                     help="how much more than trained the codes count, or what was changed in a picture's; 1 is none",
@@ -244,10 +241,6 @@ class CoFi(Method):
         return tuple(found)
 
     # ---- pictures and codes ------------------------------------------------------------------
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
 
     def encode(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> z_c (B, d), in (-1, 1): a critic that could move codes away without bound would."""
@@ -340,16 +333,15 @@ class CoFi(Method):
             # of a picture guidance strengthens what was changed and nothing else
             denoise = self._denoiser(net, z, scalars, use["guidance_scale"], was)
             if grain == "diffusion":
-                plain, denoise = denoise, lambda x, t: plain(x, t).clamp(-1, 1)
+                denoise = clipped(denoise)
             sampler = SAMPLERS[tuple(SAMPLERS)[use["sampler"]]]
-            clean = sampler(denoise, noise, self._levels(net, use), net.schedule, rng=rng)
+            clean = sampler(denoise, noise, net.levels(use["num_steps"]), net.schedule, rng=rng)
             images = self.to_picture(clean) if grain == "fine" else clean.clamp(-1, 1)
         readouts = self.probabilities(z) | {"coarse": z}
         if self.fine is not None:
             none = torch.full((n, len(self.fine.depths)), torch.nan, device=self.device)
             readouts["fine"] = none if scalars is None else scalars
-        said = {k: self._said(k, v) for k, v in use.items() if not isinstance(v, Tensor)}
-        return Sample(images=images, readouts=readouts, controls=said)
+        return Sample(images=images, readouts=readouts, controls=self.said(use))
 
     def _coarse_codes(self, n: int, rng: torch.Generator, use: Mapping[str, Any]) -> Tensor:
         """(n, d): of the prior; or of kept training codes, part of their place within their modes drawn anew."""
@@ -373,13 +365,15 @@ class CoFi(Method):
         found = []
         given = [use["image"]] if use["blend_with"] is None else [use["image"], use["blend_with"]]
         for picture in given:
-            x = self._given(picture, n)
+            x = self.given(picture, n)
             z, scalars, start = self.encode(x), None, noise
             if net is not None:
                 clean = self.to_latent(x) if net is self.fine else x
                 scalars = None if net.encoder is None else net.codes.scalars(net.posterior(clean)[0])
                 denoise = self._denoiser(net, z, scalars, 1.0)
-                start = invert(denoise, clean, self._levels(net, use).flip(0), net.schedule, iterations=2)
+                start = invert(
+                    denoise, clean, net.levels(use["num_steps"]).flip(0), net.schedule, iterations=2
+                )
             found.append((z, scalars, start))
         if len(found) == 1:
             return found[0]
@@ -433,20 +427,3 @@ class CoFi(Method):
             return told
         none = torch.zeros_like(z), None if scalars is None else torch.zeros_like(scalars)
         return guided(told, under(*(weaker or none)), scale)
-
-    def _levels(self, net: CodedDiffusion, use: Mapping[str, Any]) -> Tensor:
-        table = net.schedule.steps if isinstance(net.schedule, TabulatedSchedule) else None
-        return levels(min(use["num_steps"], table or 1000), table=table)
-
-    def _said(self, name: str, value: Any) -> Any:
-        control = self.controls[name]
-        return control.choices[value] if control.kind == "choice" and value is not None else value
-
-    def _given(self, image: Tensor, n: int) -> Tensor:
-        image = image.to(self.device, torch.float32)
-        image = image[None] if image.ndim == 3 else image
-        if image.shape[1:] != self.image_shape or len(image) not in (1, n):
-            raise ValueError(
-                f"the picture is {tuple(image.shape)}; expected {self.image_shape}, one of them or n = {n}"
-            )
-        return image.expand(n, -1, -1, -1)
