@@ -1,10 +1,24 @@
-"""Table IV of CoFi-UCGen: what each part of the coarse stage is worth."""
+"""Table IV and figure 5 of CoFi-UCGen: what each part of the coarse stage is worth."""
 
 from __future__ import annotations
 
+import math
+import statistics
+from pathlib import Path
+
+import torch
+
+from pellucid.methods.cofi.method import CoFi
+from pellucid.methods.priors import BitCodes
+from pellucid.metrics.disentangle import direction_orthogonality, segment_movement
+from pellucid.metrics.distribution import Extractor, features
 from pellucid.reproduce.coarse import Row, columns, fill
 from pellucid.reproduce.generate import extractor
-from pellucid.reproduce.harness import Report, Setting
+from pellucid.reproduce.harness import Column, Report, Setting, file_name, run_folder, trained
+from pellucid.train.log import read_log
+
+FLIPPED = {"tiny": 8, "cpu": 200, "gpu": 1000, "paper": 1000}
+"""Pictures in which every bit is flipped in turn."""
 
 ROWS = {
     "no reciprocal loss": Row(recipe="cofi-gan-no-reciprocal"),
@@ -31,10 +45,81 @@ def run(setting: Setting) -> Report:
         paper=PAPER,
     )
     see = extractor(report, small=setting.scale == "tiny")
-    report.columns = columns(see)
+    report.columns = (
+        *columns(see),
+        Column("angle", "angle of bits, abs. cosine", "lower"),
+        Column("own_segment", "moved in own segment"),
+        Column("information", "information, nats"),
+    )
     fill(report, setting, ROWS, see)
+    by_chance = math.nan
+    for spec in setting.data:
+        curves: dict[str, list[tuple[int, float]]] = {}
+        for row, how in ROWS.items():
+            for seed in setting.seeds:
+                method, _ = trained(setting, how.recipe, spec, seed)
+                assert isinstance(method, CoFi)
+                figures, chance = flips(method, see, FLIPPED[setting.scale])
+                by_chance = by_chance if math.isnan(chance) else chance
+                curve = information(run_folder(setting, how.recipe, spec, seed))
+                report.add(spec, row, figures | {"information": curve[-1][1]})
+                if seed == setting.seeds[0]:
+                    curves[row] = curve
+        report.pictures.append(plot(setting.out / f"{report.name}-{file_name(spec)}-information.png", curves))
     report.notes.append(
         "pictures are the generator's own. Which of its first two rows the paper leaves which loss out of cannot be "
         "told from its table; the order above is that of its text. Isotropic frequencies: ours beside the paper's"
     )
+    report.notes.append(
+        f"angle: between the changes of a picture's features when one bit of its code is flipped and when another is; "
+        f"{by_chance:.3f} for changes of random direction. A mixture's and a one-hot code's bits are those of its "
+        f"number. Moved in own segment: share of the movement of E(G(z)) that lies in the segment whose bit was "
+        f"flipped; 1 / n for a movement that knows no segments. Information: the bound of lemma 1 on I(z; G(z)) at "
+        f"the end of training (of noise alone for one-hot codes, whose own entries have no density); its course is "
+        f"figure 5"
+    )
     return report
+
+
+@torch.no_grad()
+def flips(method: CoFi, see: Extractor, n: int) -> tuple[dict[str, float], float]:
+    """What flipping each bit of n codes does, the noise kept, and the angle that random changes would have."""
+    assert method.generator is not None
+    prior, rng = method.prior, torch.Generator().manual_seed(0)
+    z, code = prior.sample(n, rng)
+    noise = z - prior.means(code)
+    every = [z, *(prior.means(code ^ (1 << k)) + noise for k in range(prior.bits))]
+    images = [torch.cat([method.generator(part) for part in moved.split(100)]) for moved in every]
+    seen = [features(see, part) for part in images]
+    changes = torch.stack([part - seen[0] for part in seen[1:]])
+    if not changes.any(dim=2).all():  # a generator that has collapsed
+        return {}, math.nan
+    apart = direction_orthogonality(changes)
+    found = {"angle": apart.cosine}
+    if isinstance(prior, BitCodes):
+        read = [torch.cat([method.encode(part) for part in moved.split(100)]) for moved in images]
+        own = [segment_movement(read[0], after, prior.bits)[k].item() for k, after in enumerate(read[1:])]
+        found["own_segment"] = statistics.mean(own)
+    return found, apart.chance
+
+
+def information(run: Path) -> list[tuple[int, float]]:
+    """(step, bound on I(z; G(z)) in nats) over a run, from its log."""
+    key = "critic.information"
+    return [(line["step"], line[key]) for line in read_log(run) if key in line]
+
+
+def plot(path: Path, curves: dict[str, list[tuple[int, float]]]) -> str:
+    """Figure 5: information about the code in the pictures, over training; returns the file's name."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for row, curve in curves.items():
+        axes.plot(*zip(*curve, strict=True), label=row)
+    axes.set(xlabel="step", ylabel="bound on I(z; G(z)), nats")
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_png(str(path))
+    return path.name

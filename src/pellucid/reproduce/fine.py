@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pellucid.methods.base import Method
 from pellucid.methods.cofi.method import CoFi
+from pellucid.metrics.disentangle import change_map, traversal
 from pellucid.metrics.distribution import (
     Extractor,
     aligned,
@@ -22,6 +23,8 @@ from pellucid.train.preview import grid, save_png
 
 CONDITIONS = {"tiny": (4, 4), "cpu": (25, 20), "gpu": (256, 20), "paper": (256, 20)}
 """Conditions, and pictures of each: those that "aligned" is measured on."""
+SWEPT = {"tiny": 2, "cpu": 12, "gpu": 64, "paper": 64}
+"""Pictures in which each slider is moved."""
 PAPER = {
     "CoFi-UCGen (Noise)": {
         "FID": "15.41",
@@ -52,6 +55,10 @@ def columns(see: Extractor) -> tuple[Column, ...]:
         Column(f"precision_{see.name}", "precision"),
         Column(f"recall_{see.name}", "recall"),
         Column(f"aligned_{see.name}", "aligned", "lower"),
+        Column("coarse_share", "long waves"),
+        Column("fine_share", "short waves"),
+        Column("movement", "movement"),
+        Column("monotonicity", "monotone"),
     )
 
 
@@ -88,6 +95,36 @@ def fine_code(method: Method, rng: torch.Generator) -> dict[str, float]:
     with torch.no_grad():
         scalars = method.fine.codes.scalars(s)[0].clamp(-5, 5).tolist()
     return dict(zip(method.fine.depths, scalars, strict=True))
+
+
+def slid(method: Method, see: Extractor, depth: str, n: int, seed: int) -> dict[str, float]:
+    """What moving one slider from -2 to 2 does to n pictures, their bits and noise kept: where, and how evenly."""
+    bits = int(method.controls["bits"].high or 0)
+    rng = torch.Generator().manual_seed(seed)
+    codes = ["".join(map(str, torch.randint(2, (bits,), generator=rng).tolist())) for _ in range(n)]
+    places = torch.linspace(-2, 2, 5).tolist()
+    images = torch.stack(
+        [
+            torch.cat(
+                [
+                    sampled(method, 1, seed + i, bits=code, fine={depth: place})[0]
+                    for i, code in enumerate(codes)
+                ]
+            )
+            for place in places
+        ],
+        1,
+    )  # (n, 5, C, H, W)
+    if not images.diff(dim=1).any():
+        return {"movement": 0.0}
+    where = change_map(images)
+    way = traversal(features(see, images.flatten(0, 1)).unflatten(0, (n, len(places))))
+    return {
+        "coarse_share": where.shares[0].item(),
+        "fine_share": where.shares[-1].item(),
+        "movement": way.movement.mean().item(),
+        "monotonicity": way.monotonicity.mean().item(),
+    }
 
 
 def tightness(see: Extractor, judge: Judge, images: Tensor, conditions: Tensor) -> dict[str, float]:
@@ -134,6 +171,8 @@ def run(setting: Setting) -> Report:
             for row, held in rows.items():
                 images, whose = under_conditions(cofi, conditions, each, seed, held)
                 report.add(spec, row, tightness(see, judge, images, whose))
+            for depth in cofi.controls["fine"].choices:
+                report.add(spec, f"  slider {depth}", slid(cofi, see, depth, SWEPT[setting.scale], seed))
             guided, _ = trained(setting, "selfguided", spec, seed)
             images, whose = under_conditions(guided, conditions, each, seed, ("code",))
             report.add(
@@ -152,6 +191,11 @@ def run(setting: Setting) -> Report:
     report.notes.append(
         "aligned: mean cosine distance between the features of pictures of one condition; the rows that hold less are "
         "the same model with less of the condition fixed"
+    )
+    report.notes.append(
+        "sliders: one is moved from -2 to 2 standard deviations in five places, bits and noise kept. Long waves: the "
+        "share of the change's power in waves of 16 pixels and more; short: of 4 and less. Movement: the length of "
+        "the way in features; monotone: the share of its steps that lead further from the start (by chance about half)"
     )
     report.conditions |= setting.conditions(
         size=setting.size, images=n, conditions=conditions, sampler=SAMPLED_BY
