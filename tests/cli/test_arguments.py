@@ -8,8 +8,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pellucid.cli import _COMMANDS, STEERED
-from pellucid.cli.arguments import options_of, with_settings
-from pellucid.cli.commands import Edit, Read, Sample, Train
+from pellucid.cli.arguments import gathered, options_of, with_settings
+from pellucid.cli.commands import Edit, Read, Reproduce, Sample, Train
 
 OWN = st.sampled_from(
     [["--out", "o"], ["--out=o"], ["-n", "5"], ["--n=5"], ["--seed", "3"], ["--controls"], ["--no-controls"]]
@@ -55,6 +55,27 @@ def test_a_word_behind_a_control_stays_a_word():
     command = parsed(Read, "RUN", "--label", "cat", "--", "-odd.jpg")
     assert [p.name for p in command.images] == ["-odd.jpg"]
     assert command.settings == ("label=cat",)
+
+
+def test_an_option_of_several_values_may_be_given_several_times():
+    words = [
+        "cofi",
+        "--set",
+        "lr=1",
+        "prior.bits=2",
+        "--seed",
+        "3",
+        "--set=stages.coarse.steps=5",
+        "--limit",
+        "9",
+    ]
+    command = tyro.cli(Train, args=gathered(Train, words), config=(tyro.conf.OmitArgPrefixes,))
+    assert command.settings == ("lr=1", "prior.bits=2", "stages.coarse.steps=5")
+    assert (command.seed, command.limit) == (3, 9)
+    words = ["cofi-ring", "--data", "a", "--scale", "tiny", "--data", "b", "c"]
+    command = tyro.cli(Reproduce, args=gathered(Reproduce, words), config=(tyro.conf.OmitArgPrefixes,))
+    assert command.data == ("a", "b", "c")
+    assert gathered(Train, ["cofi", "--", "--set", "x"]) == ["cofi", "--", "--set", "x"]
 
 
 def test_values_may_be_negative_and_options_keep_theirs():

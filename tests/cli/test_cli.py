@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import pellucid
 from pellucid.cli import main
 from pellucid.cli.commands import free, pairs, slug
+from pellucid.train.log import read_log
 
 
 @pytest.fixture
@@ -112,6 +114,27 @@ def test_training_on_a_folder_of_photographs(tmp_path, capsys):
         "--device", "cpu", "--out", tmp_path / "run", "--json", report)  # fmt: skip
     assert json.loads(report.read_text())["state"] == "done"
     assert "pellucid sample" in capsys.readouterr().out
+
+
+def test_an_autoencoder_of_others_takes_the_place_of_the_one_that_would_be_trained(tmp_path, capsys):
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.AutoencoderKL(
+        block_out_channels=(8, 8), norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    theirs.save_pretrained(tmp_path / "kl")
+    where = ["--scale", "tiny", "--data", "scenes", "--limit", 16, "--steps", 2, "--out", tmp_path / "run"]
+    run("train", "cofi", *where, "--autoencoder", tmp_path / "kl")
+    done = {line["stage"] for line in read_log(tmp_path / "run")}
+    assert "fine" in done
+    assert "autoencoder" not in done
+    shutil.rmtree(tmp_path / "kl")  # the run has the weights
+    made = pellucid.load(tmp_path / "run").method
+    assert made.latents.autoencoder.has_weights
+    run("sample", tmp_path / "run", "-n", 2, "--num-steps", 2, "--out", tmp_path / "out")
+    capsys.readouterr()
+    says = refused(capsys, "train", "factorized", *where, "--autoencoder", tmp_path / "kl2")
+    assert "kl2" in says
 
 
 def test_recipes_are_listed(capsys):

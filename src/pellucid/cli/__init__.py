@@ -10,7 +10,7 @@ from typing import Annotated, Union
 
 import tyro
 
-from pellucid.cli.arguments import with_settings
+from pellucid.cli.arguments import gathered, with_settings
 from pellucid.cli.commands import (
     Bench,
     DataCommand,
@@ -69,6 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if given and given[0] in STEERED:
             given[1:] = with_settings(_COMMANDS[given[0]], given[1:])
+        if given and given[0] in _COMMANDS:
+            given[1:] = gathered(_COMMANDS[given[0]], given[1:])
         command = tyro.cli(
             _parser(),
             prog="pellucid",

@@ -1,13 +1,16 @@
-"""Controls of a model as options of a command: `--num-steps 100` for `--set num_steps=100`.
+"""What is done to the words of a command before the parser sees them.
 
-Which controls there are is known only once the model is loaded, and the parser takes declared options alone. So what
-a command does not declare is taken out of its words before they are parsed, and given to it as settings.
+Controls of a model are options: `--num-steps 100` for `--set num_steps=100`. Which there are is known only once the
+model is loaded, and the parser takes declared options alone. So what a command does not declare is given to it as
+settings.
+
+An option of several values may be given several times: the parser would keep the last and drop the others in silence.
 """
 
 from __future__ import annotations
 
 import re
-from typing import get_type_hints
+from typing import get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -18,19 +21,51 @@ POSITIONAL = tyro.conf.Positional[str].__metadata__[0]  # type: ignore[attr-defi
 """By which a field is known that is a word of its own, not an option."""
 
 
-def options_of(command: type) -> set[str]:
-    """Every option that a command's class declares, as it is typed: {"--out", "-n", "--no-flip", "--help", ...}."""
-    found = {"--help", "-h"}
+def declared(command: type) -> dict[str, type]:
+    """Every option of a command's class as it is typed, and the kind of its value: {"--out": Path, "-n": int, ...}."""
+    found: dict[str, type] = {}
     for field, hint in get_type_hints(command, include_extras=True).items():
         extras = getattr(hint, "__metadata__", ())
         if POSITIONAL in extras:
             continue
+        kind = get_args(hint)[0] if extras else hint
         name = next((e.name for e in extras if getattr(e, "name", None)), field)
-        found.add(f"--{name.replace('_', '-')}")
-        found |= {alias for e in extras for alias in getattr(e, "aliases", None) or ()}
+        names = [
+            f"--{name.replace('_', '-')}",
+            *(a for e in extras for a in getattr(e, "aliases", None) or ()),
+        ]
         if hint is bool:
-            found.add(f"--no-{name.replace('_', '-')}")
+            names.append(f"--no-{name.replace('_', '-')}")
+        found |= dict.fromkeys(names, kind)
     return found
+
+
+def options_of(command: type) -> set[str]:
+    """The names of `declared`, and those by which every command gives help."""
+    return {"--help", "-h", *declared(command)}
+
+
+def gathered(command: type, words: list[str]) -> list[str]:
+    """The words of a command, its name left out, with the values of an option that takes several put together.
+
+    ["RUN", "--set", "a=1", "--out", "o", "--set", "b=2"] -> ["RUN", "--out", "o", "--set", "a=1", "b=2"].
+    """
+    values: dict[str, list[str]] = {}
+    several = {name for name, kind in declared(command).items() if get_origin(kind) is tuple}
+    kept: list[str] = []
+    rest = list(words)
+    while rest and rest[0] != "--":
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        name = name.replace("_", "-")
+        if name not in several:
+            kept.append(word)
+            continue
+        mine = values.setdefault(name, [])
+        mine += [value] * bool(equals)
+        while not equals and rest and not rest[0].startswith("-"):
+            mine.append(rest.pop(0))
+    return [*kept, *(word for name, mine in values.items() for word in (name, *mine)), *rest]
 
 
 def with_settings(command: type, words: list[str]) -> list[str]:

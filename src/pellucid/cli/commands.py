@@ -158,6 +158,9 @@ class Train:
     """Use at most so many pictures."""
     settings: Settings = ()
     """Fields of the recipe, e.g. regions=5, lr=3e-4, unet.base=32; config.json of a run shows them all."""
+    autoencoder: str | None = None
+    """For recipes that work on latents: an AutoencoderKL of diffusers, as a folder or hf:NAME, in place of the one
+    that would be trained. It is frozen, and kept in the run."""
     flip: bool = True
     """Mirror every other picture; --no-flip where left and right mean something, as in text."""
     resume: bool = True
@@ -183,11 +186,11 @@ class Train:
         size = {"tiny": 16, "cpu": 32, "gpu": 64, "paper": 64}[self.scale] if self.size is None else self.size
         device_of(self.device)
         data = open_data(spec, size=size, channels=self.channels, limit=self.limit)
-        options = {
-            name: getattr(self, name)
-            for name in ("steps", "batch_size", "micro_batches", "precision")
-            if getattr(self, name) is not None
-        }
+        pretrained = None
+        if self.autoencoder is not None:
+            from pellucid.nets.vae import pretrained_config
+
+            pretrained = pretrained_config(self.autoencoder)
         made = recipe(
             self.recipe,
             self.scale,
@@ -203,7 +206,11 @@ class Train:
             compile=self.compile,
             parallel=self.parallel,
             flip=self.flip,
-            **options,
+            pretrained=pretrained,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            micro_batches=self.micro_batches,
+            precision=self.precision,
         )
         made = changed(made, pairs(self.settings))
         where = self.out or Path("runs", f"{self.recipe}-{slug(spec)}-{size}-{self.scale}-{self.seed}")

@@ -33,7 +33,7 @@ def demo(
     made = recipe(
         "factorized", "cpu",
         DataSpec(spec=spec, size=size, channels=data.shape[0], class_names=data.class_names),
-        **({} if steps is None else {"steps": steps}),
+        steps=steps,
     )  # fmt: skip
     run = out / f"run-{Path(spec).name}-{size}"
     say(f"learning from {len(data)} pictures of {spec}, without labels; run folder {run}")

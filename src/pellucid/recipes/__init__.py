@@ -12,12 +12,16 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Any, Literal
+from inspect import signature
+from typing import TYPE_CHECKING, Any, Literal
 
 from pellucid.config import from_json, to_json
 from pellucid.methods.base import Method
 from pellucid.methods.registry import METHODS
 from pellucid.train.trainer import StageConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from pellucid.nets.vae import PretrainedConfig
 
 Scale = Literal["tiny", "cpu", "gpu", "paper"]
 SCALES: tuple[Scale, ...] = ("tiny", "cpu", "gpu", "paper")
@@ -57,7 +61,8 @@ class Recipe:
                 )
 
 
-Maker = Callable[[Scale, DataSpec], tuple[str, Any, TrainConfig]]
+Maker = Callable[..., tuple[str, Any, TrainConfig]]
+"""(scale, data) -> method, config, training; where the method works on latents, with a `pretrained` autoencoder too."""
 
 
 def recipes() -> Mapping[str, Maker]:
@@ -72,12 +77,15 @@ def data_of(name: str) -> str:
     return "ring" if "-ring" in name else "scenes"
 
 
-def recipe(name: str, scale: Scale, data: DataSpec, **train: Any) -> Recipe:
-    """A recipe at a scale on some data; `train` overrides fields of its TrainConfig.
+def recipe(
+    name: str, scale: Scale, data: DataSpec, *, pretrained: PretrainedConfig | None = None, **train: Any
+) -> Recipe:
+    """A recipe at a scale on some data; `train` overrides fields of its TrainConfig, those that are not None.
 
-    `steps`, `batch_size` and `flip=False` hold for every stage, whatever the recipe says of it.
+    `steps`, `batch_size` and `flip=False` hold for every stage, whatever the recipe says of it. `pretrained` is an
+    autoencoder in place of the one that the recipe would train.
 
-    Raises ValueError where the name or the scale is unknown.
+    Raises ValueError where the name or the scale is unknown, or the recipe has no autoencoder to take the place of.
     """
     known = recipes()
     if name not in known:
@@ -86,9 +94,15 @@ def recipe(name: str, scale: Scale, data: DataSpec, **train: Any) -> Recipe:
         raise ValueError(f"no recipe named {name!r}; there are {', '.join(known)}.{hint}")
     if scale not in SCALES:
         raise ValueError(f"scale is {scale!r}; it is one of {', '.join(SCALES)}")
-    method, config, training = known[name](scale, data)
+    if pretrained is None:
+        method, config, training = known[name](scale, data)
+    elif "pretrained" in signature(known[name]).parameters:
+        method, config, training = known[name](scale, data, pretrained=pretrained)
+    else:
+        raise ValueError(f"{name} works on pixels and takes no autoencoder; cofi does")
     if not getattr(config, "class_names", ()):
         data = replace(data, class_names=())  # it does not matter to this run which classes there are
+    train = {k: v for k, v in train.items() if v is not None}
     everywhere: dict[str, Any] = {
         k: None for k, v in train.items() if k in ("steps", "batch_size") or (k == "flip" and not v)
     }

@@ -18,7 +18,7 @@ from pellucid.methods.cofi.method import CoFiConfig
 from pellucid.methods.priors import PriorConfig
 from pellucid.nets.gan import GANConfig
 from pellucid.nets.unet import UNetConfig
-from pellucid.nets.vae import AutoencoderConfig
+from pellucid.nets.vae import AutoencoderConfig, PretrainedConfig
 from pellucid.recipes.factorized import predicts
 from pellucid.train.trainer import StageConfig, TrainConfig
 
@@ -72,7 +72,7 @@ def autoencoder(scale: Scale, data: DataSpec) -> AutoencoderConfig:
     )
 
 
-def fine(scale: Scale, data: DataSpec, latents: AutoencoderConfig | None) -> FineConfig:
+def fine(scale: Scale, data: DataSpec, latents: AutoencoderConfig | PretrainedConfig | None) -> FineConfig:
     channels = data.channels if latents is None else latents.latent_channels
     side = data.size if latents is None else data.size // latents.factor
     small = scale in ("tiny", "cpu")
@@ -132,13 +132,26 @@ def cofi(
     prior_options: Mapping[str, Any] | None = None,
     coarse_options: Mapping[str, Any] | None = None,
     fine_options: Mapping[str, Any] | None = None,
+    pretrained: PretrainedConfig | None = None,
 ) -> tuple[str, CoFiConfig, TrainConfig]:
-    """The coarse stage, and those that `stages` names of "diffusion", "autoencoder" and "fine"."""
+    """The coarse stage, and those that `stages` names of "diffusion", "autoencoder" and "fine".
+
+    A `pretrained` autoencoder stands in for the stage that would train one.
+    """
     if data.size == 1:
         raise ValueError("these are points and not pictures; the recipe for points is cofi-ring")
     options: dict[str, Any] = {"patience": 200, "projector": 0} if scale == "cpu" else {}
     coarse = CoarseConfig(**options | dict(coarse_options or {}))
-    latents = autoencoder(scale, data) if "autoencoder" in stages else None
+    latents: AutoencoderConfig | PretrainedConfig | None = None
+    if "autoencoder" in stages:
+        latents = pretrained or autoencoder(scale, data)
+        if data.size < 8 * latents.factor:
+            raise ValueError(
+                f"the autoencoder makes pictures {latents.factor} times smaller, and theirs have {data.size} a side; "
+                f"the fine stage works on 8 and more: take pictures of {8 * latents.factor} or more"
+            )
+    elif pretrained is not None:
+        raise ValueError("this recipe works on pixels and takes no autoencoder; cofi does")
     diffusion = FineConfig(unet=unet(scale, data.channels, data.size), predicts=predicts(scale))
     config = CoFiConfig(
         size=data.size,
@@ -150,7 +163,9 @@ def cofi(
         autoencoder=latents,
         fine=replace(fine(scale, data, latents), **fine_options or {}) if "fine" in stages else None,
     )
-    there = ("coarse", *stages)
+    there = ["coarse", *stages]
+    if pretrained is not None:
+        there.remove("autoencoder")
     train = training(scale)
     return "cofi", config, replace(train, stages={k: v for k, v in train.stages.items() if k in there})
 

@@ -242,7 +242,7 @@ def _planned(
         setting.scale,
         DataSpec(spec=spec, size=data.shape[-1], channels=data.shape[0], class_names=data.class_names),
         seed=seed,
-        **({} if setting.steps is None else {"steps": setting.steps}),
+        steps=setting.steps,
     )
     if changed:
         made = replace(made, config=replace(made.config, **changed))
