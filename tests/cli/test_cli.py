@@ -439,8 +439,15 @@ def test_an_export_loads_and_is_never_written_over(tiny_run, tmp_path, capsys):
 
 def test_data_is_listed_and_shown(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PELLUCID_CACHE", str(tmp_path / "cache"))
-    run("data", "list")
+    run("data", "list", "--json", tmp_path / "listed.json")
     assert "licence" in capsys.readouterr().out
+    listed = json.loads((tmp_path / "listed.json").read_text())
+    assert listed["scenes"]["state"] == "ready"
+    for plain in ("emoji-plain", "clipart-plain"):  # as fetched as the set itself, and under its licence
+        same = listed[plain.removesuffix("-plain")]
+        assert {k: listed[plain][k] for k in ("state", "licence")} == {
+            k: same[k] for k in ("state", "licence")
+        }
     run("data", "show", "scenes", "--size", 16, "--out", tmp_path / "shown.png")
     assert Image.open(tmp_path / "shown.png").width > 16
 

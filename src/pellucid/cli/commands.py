@@ -88,14 +88,15 @@ class DataCommand:
 
         listed = {}
         for name, about in BUILT_IN.items():
-            spec = fetch.COLLECTIONS.get(name)
-            state = "ready" if spec is None or fetch.have(name) else f"`pellucid data get {name}` fetches it"
+            of = name.removesuffix("-plain")  # the same files, shown otherwise
+            spec = fetch.COLLECTIONS.get(of)
+            state = "ready" if spec is None or fetch.have(of) else f"`pellucid data get {of}` fetches it"
             listed[name] = {
                 "about": about,
                 "state": state,
                 "licence": spec.licence if spec else "Apache-2.0, made here",
             }
-            say(f"{name:9} {about}\n{'':9} {state}; licence: {listed[name]['licence']}")
+            say(f"{name:13} {about}\n{'':13} {state}; licence: {listed[name]['licence']}")
         written(self.json, listed)
 
     def _show(self) -> None:

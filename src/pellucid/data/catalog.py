@@ -15,6 +15,7 @@ BUILT_IN = {
     "emoji": "emoji over crops of photographs, with exact masks (fetched)",
     "emoji-plain": "the same emoji on white (fetched)",
     "clipart": "drawings over crops of photographs, with exact masks (fetched)",
+    "clipart-plain": "the same drawings on white (fetched)",
     "fashion": "Fashion-MNIST: 70,000 grey pictures of clothing in ten classes (fetched)",
     "photos": "crops of photographs (fetched)",
     "ring": "100,000 points on half a ring, in four clusters: for CoFi's figure 8, not pictures",
@@ -67,11 +68,11 @@ def open_data(
 
         whole = 100_000 if split == "train" else LENGTHS[split] * 2
         return Ring(length=whole if limit is None else min(limit, whole), seed=seed, split=split)
-    if spec in ("emoji", "emoji-plain", "clipart"):
+    if spec in ("emoji", "emoji-plain", "clipart", "clipart-plain"):
         from pellucid.data.composites import Composites, Kind
 
-        kind: Kind = "clipart" if spec == "clipart" else "emoji"
-        plain = spec == "emoji-plain"
+        kind: Kind = "clipart" if spec.startswith("clipart") else "emoji"
+        plain = spec.endswith("-plain")
         return Composites(
             kind=kind, size=size, split=split, length=length, seed=seed, channels=channels, plain=plain
         )

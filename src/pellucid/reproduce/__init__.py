@@ -64,7 +64,7 @@ class Table:
         return report
 
 
-CLASSED = ("emoji-plain", "fashion")
+CLASSED = ("emoji-plain", "clipart-plain", "fashion")
 """Real pictures with classes."""
 TABLES: dict[str, Table] = {
     "cofi-ring": Table(module="ring", about="bit-codes on points whose clusters are known", data=("ring",)),
