@@ -14,6 +14,7 @@ from pellucid.cli import main
 from pellucid.cli.axes import axis
 from pellucid.cli.sheet import lettered
 from pellucid.data.images import to_uint8
+from pellucid.methods.registry import METHODS
 from pellucid.train.preview import grid
 
 
@@ -83,6 +84,14 @@ def test_controls_given_as_options_reach_the_sample(switches_run, tmp_path):
 def test_an_edit_flips_a_switch_of_the_photograph(switches_run, photo, tmp_path):
     run("edit", switches_run, photo, "--flip", "3,5", "-n", 1, "--out", tmp_path)
     assert shown_bits(tmp_path / "sample-0000.png") == "01110"
+
+
+def test_an_edit_makes_one_version_where_nothing_in_it_is_random(switches_run, photo, tmp_path, monkeypatch):
+    run("edit", switches_run, photo, "--flip", 3, "--out", tmp_path / "four")
+    assert len(list((tmp_path / "four").glob("sample-*.png"))) == 4
+    monkeypatch.setattr(METHODS["switches"][1], "edits_vary", False)
+    run("edit", switches_run, photo, "--flip", 3, "--out", tmp_path / "one")
+    assert len(list((tmp_path / "one").glob("sample-*.png"))) == 1
 
 
 @pytest.mark.parametrize(

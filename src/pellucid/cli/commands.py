@@ -227,10 +227,11 @@ class Train:
         if result.state == "paused":
             say(f"paused at step {result.step}; the same command continues it")
         else:
-            say(f"done: {result.step} steps, {result.images_per_second:.0f} images/s. Next:")
-            if method.controls:
+            pictures = data.shape[-1] > 1
+            say(f"done: {result.step} steps, {result.images_per_second:.0f} images/s.{' Next:' * pictures}")
+            if pictures and method.controls:
                 say(f"  pellucid sample {where} -n 64 --out out/")
-            if method.readouts:
+            if pictures and method.readouts:
                 say(f"  pellucid read {where} photo.jpg --out out/")
         written(
             self.json,
@@ -391,8 +392,8 @@ class Edit:
     """A run folder, an exported folder, or hf:OWNER/NAME."""
     image: tyro.conf.Positional[Path]
     """The picture to start from."""
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 4
-    """How many versions."""
+    n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
+    """How many versions; by default 4, or 1 where nothing in an edit is drawn at random."""
     settings: Settings = ()
     """Controls, e.g. regions=1 keeps all but region 1; flip=3 turns switch 3 over; blend_with=other.jpg blend=0.3."""
     out: Path = Path("out")
@@ -413,7 +414,8 @@ class Edit:
         chosen = controls_set(self, model)
         drawable(model)
         writable(self.out)
-        sample = model.edit(self.image, n=self.n, seed=self.seed, **chosen)
+        n = (4 if model.method.edits_vary else 1) if self.n is None else self.n
+        sample = model.edit(self.image, n=n, seed=self.seed, **chosen)
         about = {
             "run": self.run_folder,
             "seed": self.seed,

@@ -191,6 +191,8 @@ class Method(nn.Module):
     """(C, H, W) of what it generates."""
     reads_any_size: ClassVar[bool] = True
     """Whether `read` takes pictures of other sizes than it generates; otherwise their centre square is read."""
+    edits_vary: ClassVar[bool] = True
+    """Whether an edit of one picture, nothing else changed, comes out otherwise under another seed."""
 
     @property
     def device(self) -> torch.device:

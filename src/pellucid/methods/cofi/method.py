@@ -100,6 +100,7 @@ class CoFi(Method):
 
     name: ClassVar[str] = "cofi"
     reads_any_size: ClassVar[bool] = False
+    edits_vary: ClassVar[bool] = False
     evidence_mean: Tensor
     evidence_var: Tensor
     read_back: Tensor
