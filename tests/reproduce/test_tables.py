@@ -1,5 +1,6 @@
 """The tables at the smallest scale: what they write, that they use a run again, and that they add up."""
 
+import importlib.util
 import json
 
 import pytest
@@ -119,6 +120,13 @@ def test_a_cell_is_the_mean_and_its_spread():
     assert "110.0 ±14.1" in text
     assert "0.250" in text
     assert report.mean("d", "ours", "iou") == pytest.approx(0.6)
+
+
+def test_a_table_whose_packages_are_missing_is_refused_before_it_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sklearn" else name)
+    with pytest.raises(ValueError, match=r"tables need sklearn: pip install 'pellucid\[metrics\]'"):
+        TABLES["cofi-ring"].run(scale="tiny", out=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_table_without_seeds_is_refused(tmp_path):

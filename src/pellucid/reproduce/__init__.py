@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from pellucid.reproduce.harness import Report
 
 
+NEEDED = ("matplotlib", "scipy", "sklearn")
+"""Packages that tables are made with, beyond those that training needs."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Table:
     module: str
@@ -37,12 +41,17 @@ class Table:
         `jobs` networks are trained side by side, in processes that import the main module anew (so a script that
         asks for more than one needs `if __name__ == "__main__"`).
 
-        Raises ValueError where `seeds` or `jobs` is below 1 or a data set cannot be opened.
+        Raises ValueError where `seeds` or `jobs` is below 1, a data set cannot be opened or a package is missing.
         """
         from importlib import import_module
+        from importlib.util import find_spec
 
         from pellucid.reproduce.harness import Setting
 
+        if missing := [
+            name for name in NEEDED if find_spec(name) is None
+        ]:  # before hours of training, not after
+            raise ValueError(f"tables need {', '.join(missing)}: pip install 'pellucid[metrics]'")
         if seeds is None:
             seeds = 1 if scale == "tiny" else 3
         if seeds < 1:
