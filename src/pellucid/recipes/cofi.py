@@ -212,7 +212,7 @@ RECIPES: Mapping[str, Maker] = {
         cofi, stages=(), prior_options={"kind": "mixture"}, coarse_options=TO_THE_END
     ),
     "cofi-gan-onehot": partial(cofi, stages=(), prior_options={"kind": "onehot"}, coarse_options=TO_THE_END),
-    "cofi-contrast": partial(cofi, stages=(), coarse_options={"adversarial": False}),
+    "cofi-contrast": partial(cofi, stages=(), coarse_options={"adversarial": False, "projector": 128}),
     "cofi-ring": ring,
     "cofi-ring-mixture": partial(ring, prior_options={"kind": "mixture"}),
     "cofi-ring-onehot": partial(ring, prior_options={"kind": "onehot"}),

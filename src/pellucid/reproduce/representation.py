@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pellucid.methods.base import Method
 from pellucid.metrics.clustering import kmeans
@@ -52,7 +53,7 @@ def run(setting: Setting) -> Report:
         for seed in setting.seeds:
             words: dict[str, Callable[[Tensor], Tensor]] = {"pixels": lambda x: x.flatten(1)}
             if setting.scale != "tiny":
-                words["ImageNet features"] = partial(features, see)
+                words["ImageNet features"] = lambda x: F.normalize(features(see, x))
             for row, name in (("SimCLR, trained here", "cofi-contrast"), ("CoFi-UCGen, k-means", "cofi-gan")):
                 method, made = trained(setting, name, spec, seed)
                 words[row] = partial(coarse_words, method)
@@ -65,13 +66,13 @@ def run(setting: Setting) -> Report:
             )
             report.conditions |= {"steps": made.train.of("coarse").steps}
     report.notes.append(
-        f"k-means with {k} clusters, as many as there are codes, fitted on {n} training pictures. ImageNet features "
-        f"are learned from labels, of other pictures"
+        f"k-means with {k} clusters, as many as there are codes, fitted on {n} training pictures; all features but "
+        f"pixels have length 1. ImageNet features are learned from labels, of other pictures"
     )
     report.conditions |= setting.conditions(size=setting.size, read=READ[setting.scale])
     return report
 
 
 def coarse_words(method: Method, x: Tensor) -> Tensor:
-    """What a coarse encoder says of pictures, (B, d)."""
-    return read(method, x, torch.Generator().manual_seed(0))["coarse"]
+    """What a coarse encoder says of pictures, (B, d), of length 1: it was contrasted by angles."""
+    return F.normalize(read(method, x, torch.Generator().manual_seed(0))["coarse"])
