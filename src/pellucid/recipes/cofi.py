@@ -101,7 +101,7 @@ def training(scale: Scale) -> TrainConfig:
             sample_every=400, checkpoint_every=200,
             stages={
                 "coarse": StageConfig(
-                    steps=600, batch_size=64, lr=4e-4, betas=ADAM, grad_clip=0.0, decay=0.5, warmup=0
+                    steps=400, batch_size=64, lr=4e-4, betas=ADAM, grad_clip=0.0, decay=0.5, warmup=0
                 ),
                 "autoencoder": StageConfig(batch_size=16, steps=1000),
             },
