@@ -135,6 +135,19 @@ def test_amplitude_and_phase_are_those_of_complex_numbers(amplitude):
     torch.testing.assert_close(found, back)
 
 
+def test_rounded_off_it_is_a_square_near_zero_and_the_root_far_from_it():
+    a, _, w = sample_pair(400)
+    near = [characteristic(a + shift, w) for shift in (0.0, 0.01, 0.02)]
+    small, twice = (discrepancy(near[0], b, huber=0.5) for b in near[1:])
+    assert (twice / small).item() == pytest.approx(4, rel=0.03)
+    root = [discrepancy(near[0], b) for b in near[1:]]
+    assert (root[1] / root[0]).item() == pytest.approx(2, rel=0.01)
+    far = characteristic(a + 1.0, w)
+    assert discrepancy(near[0], far, huber=1e-4).item() == pytest.approx(
+        discrepancy(near[0], far).item() - 1e-4, abs=2e-5
+    )
+
+
 def test_a_shift_is_all_phase_and_a_scale_about_zero_all_amplitude():
     a, _, w = sample_pair(400)
     centred = torch.cat([a, -a])  # a real characteristic function, and positive where w is small

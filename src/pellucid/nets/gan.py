@@ -75,11 +75,16 @@ def frozen(network: nn.Module) -> Iterator[None]:
 
 
 def layers(c_in: int, c_out: int, units: int, *, norm: bool) -> nn.Sequential:
-    """Four fully connected layers, with layer norms between them or without: (B, c_in) -> (B, c_out)."""
+    """Four fully connected layers, with layer norms between the later ones or without: (B, c_in) -> (B, c_out).
+
+    The first has none: what is linear in a point and has been normed says little of how far from the origin it lies.
+    """
     parts: list[nn.Module] = []
-    for _ in range(3):
-        between = (nn.LayerNorm(units), nn.LeakyReLU(0.2)) if norm else (nn.ReLU(),)
-        parts += [nn.Linear(c_in, units), *between]
+    for i in range(3):
+        parts.append(nn.Linear(c_in, units))
+        if norm and i:
+            parts.append(nn.LayerNorm(units))
+        parts.append(nn.LeakyReLU(0.2) if norm else nn.ReLU())
         c_in = units
     return nn.Sequential(*parts, nn.Linear(c_in, c_out))
 

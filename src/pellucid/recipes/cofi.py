@@ -183,7 +183,7 @@ def ring(
         channels=data.channels,
         prior=PriorConfig(**{"dim": 32, "bits": 2} | dict(prior_options or {})),
         gan=GANConfig(kind="mlp", size=1, channels=data.channels, base=64),
-        coarse=CoarseConfig(**{"contrast": 0.0, "along": 0.0} | options),
+        coarse=CoarseConfig(**{"contrast": 0.0, "along": 0.0, "reciprocal": 4.0, "huber": 0.1} | options),
     )
     return "cofi", config, ring_training(scale)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class CoarseConfig:
     reciprocal: float = 6.0
-    """Weight of the mean square of E(G(z)) - z. The ring needs 6 for the game not to drift; RCF-GAN takes 6 for
-    networks of BigGAN's size, and 0.6 to 1 for small ones."""
+    """Weight of the mean square of E(G(z)) - z. RCF-GAN takes 6 for networks of BigGAN's size, and 0.6 to 1 for small
+    ones; on the ring the game drifts below 4."""
     contrast: float = 1.0
     """Weight of the contrastive loss on real pictures; 0 for points, which have no views."""
     temperature: float = 0.5
@@ -43,6 +44,9 @@ class CoarseConfig:
     views: ViewConfig = field(default_factory=ViewConfig)
     amplitude: float = 0.5
     """Share of the amplitudes in the discrepancy; the rest is the phases'."""
+    huber: float = 0.0
+    """Where the discrepancy is rounded off; 0 is the paper's root. A root pulls as hard when next to nothing is wrong
+    as from afar, and the game does not come to rest; B points cannot tell less than B^(-1/2) apart anyway."""
     frequencies: int = 64
     """Frequencies drawn at each step."""
     learned: bool = True
@@ -55,7 +59,7 @@ class CoarseConfig:
     """Steps with codes read back at chance, or with a constant encoder, after which training has collapsed."""
 
     def __post_init__(self) -> None:
-        for name in ("reciprocal", "contrast", "projector"):
+        for name in ("reciprocal", "contrast", "projector", "huber"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; 0 or more")
         for name in ("amplitude", "along"):
@@ -79,7 +83,9 @@ def characteristic(y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         return angle.cos().mean(0), angle.sin().mean(0)
 
 
-def discrepancy(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], amplitude: float = 0.5) -> Tensor:
+def discrepancy(
+    a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], amplitude: float = 0.5, huber: float = 0.0
+) -> Tensor:
     """How far apart two characteristic functions lie at the same frequencies (eq. 10) -> scalar.
 
     The mean over frequencies of the square root of
@@ -87,7 +93,8 @@ def discrepancy(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], amplitude: f
         amplitude (|Phi_a| - |Phi_b|)^2 + (1 - amplitude) 2 |Phi_a| |Phi_b| (1 - cos(phase difference))
 
     which at 1/2 is |Phi_a - Phi_b| / sqrt(2). Samples of one distribution are a distance of order B^(-1/2) apart: set
-    any value beside that of the prior with itself.
+    any value beside that of the prior with itself. With h = `huber`, sqrt(square + h^2) - h in place of the root: a
+    square near 0, and the root less h far from it.
     """
     (real_a, imag_a), (real_b, imag_b) = a, b
     if amplitude == 0.5:
@@ -97,7 +104,7 @@ def discrepancy(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], amplitude: f
         size_b = (real_b.square() + imag_b.square()).clamp_min(1e-12).sqrt()
         phase = 2 * (size_a * size_b - (real_a * real_b + imag_a * imag_b))
         square = amplitude * (size_a - size_b).square() + (1 - amplitude) * phase
-    return square.clamp_min(1e-12).sqrt().mean()
+    return ((square + huber**2).clamp_min(1e-12).sqrt() - huber).mean()
 
 
 class Frequencies(nn.Module):
@@ -181,9 +188,10 @@ class Coarse(Stage):
         real_code, fake_code = method.encode(torch.cat([x, fake])).chunk(2)
         w = method.frequencies(rng)
         of_prior = characteristic(z, w)
+        apart = partial(discrepancy, amplitude=cfg.amplitude, huber=cfg.huber)
         terms = {
-            "real": discrepancy(of_prior, characteristic(real_code, w), cfg.amplitude),
-            "fake": -discrepancy(of_prior, characteristic(fake_code, w), cfg.amplitude),
+            "real": apart(of_prior, characteristic(real_code, w)),
+            "fake": -apart(of_prior, characteristic(fake_code, w)),
             "reciprocal": cfg.reciprocal * (fake_code - z).square().mean(),
         }
         if cfg.contrast:
@@ -197,7 +205,7 @@ class Coarse(Stage):
         fake = method.generator(z)
         with frozen(method.encoder):
             of_fake = characteristic(method.encode(fake), w)
-        yield "generator", {"match": discrepancy(of_fake, of_real, cfg.amplitude)}
+        yield "generator", {"match": apart(of_fake, of_real)}
 
     def contrast(self, x: Tensor, rng: torch.Generator) -> Tensor:
         """The weighted contrastive loss of two views of each picture (eqs. 11 to 13)."""
