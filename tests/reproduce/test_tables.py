@@ -129,6 +129,18 @@ def test_a_table_whose_packages_are_missing_is_refused_before_it_trains(tmp_path
     assert not list(tmp_path.iterdir())
 
 
+def test_rows_are_made_alone_where_they_do_not_need_one_another(tmp_path):
+    chosen = {"scale": "tiny", "out": tmp_path, "data": ("scenes",), "steps": 2}
+    rows = ("with a mixture for bits", "its GAN alone")
+    report = TABLES["cofi-coarse"].run(rows=rows, **chosen)
+    assert [row.strip() for _, row in report.rows] == ["its GAN alone", rows[0], "k-means of pixels, 4"]
+    assert report.conditions["rows"] == list(rows)
+    with pytest.raises(ValueError, match="no row named 'GAN'; there are CoFi"):
+        TABLES["cofi-coarse"].run(rows=("GAN",), **chosen)
+    with pytest.raises(ValueError, match="need one another"):
+        TABLES["factorized-segment"].run(rows=("centre box",), **chosen)
+
+
 def test_a_table_without_seeds_is_refused(tmp_path):
     with pytest.raises(ValueError, match="seeds is 0"):
         make("factorized-segment", tmp_path, seeds=0)

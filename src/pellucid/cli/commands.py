@@ -592,6 +592,8 @@ class Reproduce:
     """Pixels of a side, where not the scale's."""
     steps: int | None = None
     """Optimiser steps of every method, where not the recipes'."""
+    rows: tuple[str, ...] = ()
+    """Names of the rows to make, where not all of the table."""
     jobs: int | None = None
     """Networks trained side by side, each on its share of the cores; on a CPU one a core (8 at most), else 1."""
     out: Path | None = None
@@ -617,6 +619,7 @@ class Reproduce:
             data=self.data,
             size=self.size,
             steps=self.steps,
+            rows=self.rows,
             jobs=side_by_side(self.scale) if self.jobs is None else self.jobs,
             say=say,
         )
@@ -957,7 +960,7 @@ def write_samples(
     if first.trace:
         _write_trace(first, free(out / "process.png"), about)
     which = "all of them" if shown == len(files) else f"the first {shown}"
-    say(f"{len(files)} images in {out}, {which} on {path}")
+    say(f"{len(files)} image{'s' * (len(files) != 1)} in {out}, {which} on {path}")
     written(report, about | {"files": files, "readouts": readouts, "sheet": path.name})
 
 

@@ -23,6 +23,8 @@ class Table:
     about: str
     data: tuple[str, ...]
     """What it runs on unless told otherwise."""
+    whole: bool = True
+    """Its rows need one another; otherwise some of them may be asked for alone."""
 
     def run(
         self,
@@ -34,12 +36,14 @@ class Table:
         size: int | None = None,
         steps: int | None = None,
         jobs: int = 1,
+        rows: tuple[str, ...] = (),
         say: Callable[[str], None] = lambda text: None,
     ) -> Report:
         """Train what has to be trained, score, and write NAME.json, NAME.txt and pictures into `out`.
 
-        `jobs` networks are trained side by side, in processes that import the main module anew (so a script that
-        asks for more than one needs `if __name__ == "__main__"`).
+        `rows` are the names of those wanted, all by default. `jobs` networks are trained side by side, in processes
+        that import the main module anew (so a script that asks for more than one needs
+        `if __name__ == "__main__"`).
 
         Raises ValueError where `seeds` or `jobs` is below 1, a data set cannot be opened or a package is missing.
         """
@@ -56,6 +60,8 @@ class Table:
             seeds = 1 if scale == "tiny" else 3
         if seeds < 1:
             raise ValueError(f"seeds is {seeds}; a table needs one at least, and three to show a spread")
+        if rows and self.whole:
+            raise ValueError("the rows of this table need one another: leave --rows out")
         if jobs < 1:
             raise ValueError(f"jobs is {jobs}; at least one network is trained at a time")
         setting = Setting(
@@ -67,6 +73,7 @@ class Table:
             size={"tiny": 16, "cpu": 32, "gpu": 64, "paper": 64}[scale] if size is None else size,
             steps=steps,
             jobs=jobs,
+            rows=rows,
         )
         report: Report = import_module(f"pellucid.reproduce.{self.module}").run(setting)
         report.written = report.write(out)
@@ -76,19 +83,24 @@ class Table:
 CLASSED = ("emoji-plain", "clipart-plain", "fashion")
 """Real pictures with classes."""
 TABLES: dict[str, Table] = {
-    "cofi-ring": Table(module="ring", about="bit-codes on points whose clusters are known", data=("ring",)),
+    "cofi-ring": Table(
+        module="ring", whole=False, about="bit-codes on points whose clusters are known", data=("ring",)
+    ),
     "cofi-coarse": Table(
-        module="coarse", about="pictures under a code, codes as classes, against seven rivals", data=CLASSED
+        module="coarse",
+        whole=False,
+        about="pictures under a code, codes as classes, against seven rivals",
+        data=CLASSED,
     ),
     "cofi-representation": Table(
         module="representation", about="encoders as unsupervised classifiers", data=CLASSED
     ),
     "cofi-ablation-coarse": Table(
-        module="coarse_ablation", about="the parts of the coarse stage", data=CLASSED
+        module="coarse_ablation", whole=False, about="the parts of the coarse stage", data=CLASSED
     ),
     "cofi-fine": Table(module="fine", about="two grains of control", data=("emoji-plain",)),
     "cofi-ablation-fine": Table(
-        module="fine_ablation", about="the parts of the fine stage", data=("emoji-plain",)
+        module="fine_ablation", whole=False, about="the parts of the fine stage", data=("emoji-plain",)
     ),
     "factorized-segment": Table(
         module="segment", about="segmentation against label-free baselines", data=("emoji", "scenes")
@@ -100,6 +112,10 @@ TABLES: dict[str, Table] = {
         module="guidance", about="how far to guide by regions, on seeds of its own", data=("emoji", "scenes")
     ),
     "factorized-ablation": Table(module="ablation", about="how masks meet the decoder", data=("emoji",)),
-    "factorized-codes": Table(module="codes", about="what a region code's painter may know", data=("emoji",)),
-    "factorized-hierarchy": Table(module="hierarchy", about="two levels of regions", data=("scenes",)),
+    "factorized-codes": Table(
+        module="codes", whole=False, about="what a region code's painter may know", data=("emoji",)
+    ),
+    "factorized-hierarchy": Table(
+        module="hierarchy", whole=False, about="two levels of regions", data=("scenes",)
+    ),
 }

@@ -55,7 +55,7 @@ def run(setting: Setting) -> Report:
     by_chance = math.nan
     for spec in setting.data:
         curves: dict[str, list[tuple[int, float]]] = {}
-        for row, how in ROWS.items():
+        for row, how in setting.chosen(ROWS).items():
             for seed in setting.seeds:
                 method, _ = trained(setting, how.recipe, spec, seed)
                 assert isinstance(method, CoFi)

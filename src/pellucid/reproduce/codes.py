@@ -43,12 +43,12 @@ def run(setting: Setting) -> Report:
         ),
     )
     n_val, n_test = LIMITS[setting.scale]
-    train_all(setting, [("factorized-code", changed) for changed in ROWS.values()])
+    train_all(setting, [("factorized-code", changed) for changed in setting.chosen(ROWS).values()])
     for spec in setting.data:
         val, test = (data_for(setting, spec, split) for split in ("val", "test"))
         yv, yt = truth_of(val, n_val), truth_of(test, n_test)
         for seed in setting.seeds:
-            for row, changed in ROWS.items():
+            for row, changed in setting.chosen(ROWS).items():
                 method, _ = trained(setting, "factorized-code", spec, seed, changed=changed)
                 masks = read_masks(method, val, n_val), read_masks(method, test, n_test)
                 report.add(spec, row, both_protocols((masks[0], yv), (masks[1], yt)))

@@ -39,13 +39,14 @@ def run(setting: Setting) -> Report:
     see = extractor(report, small=setting.scale == "tiny")
     report.columns = columns(see)
     conditions, each = CONDITIONS[setting.scale]
-    networks = [(row, "cofi", {"fine": replace(_fine(setting), **change)}) for row, change in ROWS.items()]
-    networks.append((OTHER, "cofi-other-encoder", {}))
-    train_all(setting, [(name, changed) for _, name, changed in networks])
+    full = _fine(setting)
+    rows = {row: ("cofi", {"fine": replace(full, **change)}) for row, change in ROWS.items()}
+    rows = setting.chosen({**rows, OTHER: ("cofi-other-encoder", {})})
+    train_all(setting, rows.values())
     for spec in setting.data:
         judge = Judge.of(setting, spec, see)
         for seed in setting.seeds:
-            for row, name, changed in networks:
+            for row, (name, changed) in rows.items():
                 method, made = trained(setting, name, spec, seed, changed=changed)
                 held = ("bits", "fine") if "bits" in method.controls else ("fine",)
                 images, whose = under_conditions(method, conditions, each, seed, held)

@@ -17,7 +17,7 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from pellucid.train.checkpoint import latest, load_weights
 from pellucid.train.trainer import device_of, provenance, train
 
 Say = Callable[[str], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +52,21 @@ class Setting:
     """Overrides the recipe's number of steps, for all methods and all their stages alike."""
     jobs: int = 1
     """Networks trained side by side."""
+    rows: tuple[str, ...] = ()
+    """Which rows of the table are wanted; all, where none is named."""
 
     def conditions(self, **more: Any) -> dict[str, Any]:
         """What a table says it was made under."""
-        return {"scale": self.scale, "seeds": list(self.seeds), **more}
+        part = {"rows": list(self.rows)} if self.rows else {}
+        return {"scale": self.scale, "seeds": list(self.seeds), **part, **more}
+
+    def chosen(self, rows: Mapping[str, T]) -> dict[str, T]:
+        """Those of a table's rows that are wanted. Raises ValueError for one that the table has not."""
+        known = [row.strip() for row in rows]
+        wanted = [name.strip() for name in self.rows] or known
+        if unknown := [name for name in wanted if name not in known]:
+            raise ValueError(f"no row named {unknown[0]!r}; there are {', '.join(known)}")
+        return {row: how for row, how in rows.items() if row.strip() in wanted}
 
 
 @dataclass(frozen=True)

@@ -41,13 +41,13 @@ def run(setting: Setting) -> Report:
         ),
     )
     n_val, n_test = LIMITS[setting.scale]
-    train_all(setting, [(name, {}) for name in ROWS.values()])
+    train_all(setting, [(name, {}) for name in setting.chosen(ROWS).values()])
     for spec in setting.data:
         val, test = (data_for(setting, spec, split) for split in ("val", "test"))
         yv, yt = truth_of(val, n_val), truth_of(test, n_test)
         objects = torch.cat([b.masks for b in batches(test, n_test)])
         for seed in setting.seeds:
-            for row, name in ROWS.items():
+            for row, name in setting.chosen(ROWS).items():
                 method, _ = trained(setting, name, spec, seed)
                 cv, _ = _read(method, val, n_val)
                 ct, ft = _read(method, test, n_test)
