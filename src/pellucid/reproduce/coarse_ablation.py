@@ -14,7 +14,7 @@ from pellucid.metrics.disentangle import direction_orthogonality, segment_moveme
 from pellucid.metrics.distribution import Extractor, features
 from pellucid.reproduce.coarse import Row, columns, fill
 from pellucid.reproduce.generate import extractor
-from pellucid.reproduce.harness import Column, Report, Setting, file_name, run_folder, trained
+from pellucid.reproduce.harness import Column, Report, Setting, blank, drawn, file_name, run_folder, trained
 from pellucid.train.log import read_log
 
 FLIPPED = {"tiny": 8, "cpu": 200, "gpu": 1000, "paper": 1000}
@@ -111,15 +111,10 @@ def information(run: Path) -> list[tuple[int, float]]:
 
 def plot(path: Path, curves: dict[str, list[tuple[int, float]]]) -> str:
     """Figure 5: information about the code in the pictures, over training; returns the file's name."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = blank(7, 4)
     axes = figure.add_subplot()
     for row, curve in curves.items():
         axes.plot(*zip(*curve, strict=True), label=row)
     axes.set(xlabel="step", ylabel="bound on I(z; G(z)), nats")
     axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(str(path))
-    return path.name
+    return drawn(figure, path)

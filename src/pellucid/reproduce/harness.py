@@ -371,3 +371,20 @@ def both_protocols(
     fixed = choose_assignment(*val, k)
     figures = score(*test, fixed, k).summary() | score(*test, oracle_assignment(*test, k), k).summary()
     return figures | {"smallest_region": smallest_share(test[0], k)}
+
+
+def blank(width: float, height: float) -> Any:
+    """A matplotlib figure to draw on, of so many inches; no window opens."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def drawn(figure: Any, path: Path) -> str:
+    """The figure written as a PNG; returns the file's name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.canvas.print_png(str(path))
+    return path.name

@@ -16,8 +16,10 @@ from pellucid.reproduce.harness import (
     Report,
     Setting,
     bits_read,
+    blank,
     codes_read,
     data_for,
+    drawn,
     images_of,
     labels_of,
     sampled,
@@ -115,15 +117,10 @@ def figures(
 
 def plot(path: Path, shown: dict[str, tuple[Tensor, Tensor]]) -> str:
     """A panel for the data and for each method, points coloured by cluster or code; returns the file's name."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3 * len(shown), 2.4), layout="constrained")
+    figure = blank(3 * len(shown), 2.4)
     for i, (name, (points, codes)) in enumerate(shown.items()):
         axes = figure.add_subplot(1, len(shown), i + 1)
         x, y = points.flatten(1).T
         axes.scatter(x, y, c=codes, s=3, cmap="tab10", vmin=0, vmax=9)
         axes.set(title=name, xlim=(-1.4, 1.4), ylim=(-0.8, 1.4), xticks=[], yticks=[], aspect="equal")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(str(path))
-    return path.name
+    return drawn(figure, path)
