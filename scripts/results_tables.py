@@ -31,7 +31,32 @@ SCORES = {
     "oracle_iou": "IoU, oracle",
     "smallest_region": "smallest region",
 }
+CODES = {
+    "purity": "purity",
+    "chance_purity": "by chance",
+    "nmi": "NMI",
+    "fd_efflite0": "FD",
+    "kid_efflite0": "KID",
+}
 COLUMNS = {
+    "cofi-coarse": CODES,
+    "cofi-ablation-coarse": CODES
+    | {
+        "angle": "angle of bits, abs. cosine",
+        "own_segment": "in own segment",
+        "information": "information, nats",
+    },
+    "cofi-fine": {
+        "aligned_efflite0": "aligned",
+        "recall_efflite0": "recall",
+        "precision_efflite0": "precision",
+        "fd_efflite0": "FD",
+        "kid_efflite0": "KID",
+        "coarse_share": "long waves",
+        "fine_share": "short waves",
+        "movement": "movement",
+        "monotonicity": "monotone",
+    },
     "factorized-segment": {
         "dataset_iou": "IoU, one assignment",
         "dataset_dice": "Dice",
