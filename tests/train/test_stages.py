@@ -562,6 +562,15 @@ def test_while_a_stage_ails_the_last_sound_checkpoint_is_kept(tmp_path):
     assert sum("signs of a collapse" in text for text in notes) == 2  # steps 14 and 16
 
 
+def test_a_stage_that_ends_ailing_is_saved_and_said(tmp_path):
+    method = fresh()
+    method.ails_from = 5
+    notes = []
+    hear = lambda kind, figures: notes.append(figures["text"]) if kind == "note" else None
+    assert go(tmp_path / "run", replace(CONFIG, checkpoint_every=1000), method, on_event=hear).state == "done"
+    assert sum("signs of a collapse" in text and "may mean nothing" in text for text in notes) == 1
+
+
 def test_a_pause_saves_an_ailing_stage_and_leaves_the_sound_one(tmp_path):
     method = fresh()
     method.ails_from = 5

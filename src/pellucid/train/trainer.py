@@ -863,11 +863,15 @@ class _Run:
                 self.say("step", counts | {"images_per_second": rate} | figures)
             if self.step % config.checkpoint_every == 0 or last or stop:
                 (ailing,) = self.ranks.any(stage.ailing())
-                if last or stop or not ailing:
+                written = last or stop or not ailing
+                if written:
                     self.save(ailing=ailing)
-                else:
-                    text = f"stage {stage.name} shows signs of a collapse: no checkpoint is written at step {self.step}"
-                    self.say("note", {"text": text})
+                if ailing:
+                    what = "what is built on it may mean nothing" if written else "no checkpoint is written"
+                    self.say(
+                        "note",
+                        {"text": f"stage {stage.name} shows signs of a collapse at step {self.step}: {what}"},
+                    )
             if config.sample_every and (self.step % config.sample_every == 0 or last):
                 self.show(stage, log)
                 mark, mark_step = time.perf_counter(), self.step
