@@ -98,7 +98,7 @@ TABLES: dict[str, Table] = {
     "cofi-ablation-coarse": Table(
         module="coarse_ablation", whole=False, about="the parts of the coarse stage", data=CLASSED
     ),
-    "cofi-fine": Table(module="fine", about="two grains of control", data=("emoji-plain",)),
+    "cofi-fine": Table(module="fine", whole=False, about="two grains of control", data=("emoji-plain",)),
     "cofi-ablation-fine": Table(
         module="fine_ablation", whole=False, about="the parts of the fine stage", data=("emoji-plain",)
     ),

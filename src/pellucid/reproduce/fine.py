@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +25,30 @@ from pellucid.train.preview import grid, save_png
 
 CONDITIONS = {"tiny": (4, 4), "cpu": (25, 20), "gpu": (256, 20), "paper": (256, 20)}
 """Conditions, and pictures of each: those that "aligned" is measured on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    recipe: str = "cofi"
+    held: tuple[str, ...] | None = ()
+    """What a condition fixes; None for one row a slider."""
+    controls: Mapping[str, Any] | None = None
+    """How it is sampled."""
+    against_real: bool = False
+    """Whether its pictures are compared with real ones as a set."""
+
+
+FREE = "  nothing held"
+ROWS = {
+    "CoFi-UCGen (Noise)": Row(held=("bits", "fine"), controls={"codes_from": "noise"}, against_real=True),
+    "CoFi-UCGen (Repar.)": Row(held=("bits", "fine"), controls={"codes_from": "pictures"}, against_real=True),
+    FREE: Row(),
+    "  bits held": Row(held=("bits",)),
+    "  fine code held": Row(held=("fine",)),
+    "  both held": Row(held=("bits", "fine")),
+    "sliders": Row(held=None),
+    "SG-DM, own SimCLR": Row(recipe="selfguided", held=("code",), against_real=True),
+}
 SWEPT = {"tiny": 2, "cpu": 12, "gpu": 64, "paper": 64}
 """Pictures in which each slider is moved."""
 PAPER = {
@@ -150,40 +176,32 @@ def run(setting: Setting) -> Report:
     report.columns = columns(see)
     conditions, each = CONDITIONS[setting.scale]
     n = conditions * each
-    train_all(setting, [("cofi", {}), ("selfguided", {})])
+    rows = setting.chosen(ROWS)
+    train_all(setting, [(recipe, {}) for recipe in dict.fromkeys(how.recipe for how in rows.values())])
     for spec in setting.data:
         judge = Judge.of(setting, spec, see)
         judge.floor(report, spec, min(n, len(judge.real) // 2))
         for seed in setting.seeds:
-            cofi, made = trained(setting, "cofi", spec, seed)
-            for row, source in (("CoFi-UCGen (Noise)", "noise"), ("CoFi-UCGen (Repar.)", "pictures")):
+            for row, how in rows.items():
+                method, made = trained(setting, how.recipe, spec, seed)
+                if how.held is None:
+                    for depth in method.controls["fine"].choices:
+                        report.add(spec, f"  {depth}", slid(method, see, depth, SWEPT[setting.scale], seed))
+                    continue
                 images, whose = under_conditions(
-                    cofi, conditions, each, seed, ("bits", "fine"), codes_from=source
+                    method, conditions, each, seed, how.held, **how.controls or {}
                 )
-                figures = judge.pictures(images) | tightness(see, judge, images, whose)
-                report.add(spec, row, figures)
-            rows = {
-                "  nothing held": (),
-                "  bits held": ("bits",),
-                "  fine code held": ("fine",),
-                "  both held": ("bits", "fine"),
-            }
-            for row, held in rows.items():
-                images, whose = under_conditions(cofi, conditions, each, seed, held)
-                report.add(spec, row, tightness(see, judge, images, whose))
-            for depth in cofi.controls["fine"].choices:
-                report.add(spec, f"  slider {depth}", slid(cofi, see, depth, SWEPT[setting.scale], seed))
-            guided, _ = trained(setting, "selfguided", spec, seed)
-            images, whose = under_conditions(guided, conditions, each, seed, ("code",))
-            report.add(
-                spec, "SG-DM, own SimCLR", judge.pictures(images) | tightness(see, judge, images, whose)
-            )
-            if seed == setting.seeds[0]:
-                report.pictures.append(sheet(setting, spec, cofi))
+                whole = judge.pictures(images) if how.against_real else {}
+                report.add(spec, row, whole | tightness(see, judge, images, whose))
+            if seed == setting.seeds[0] and any(how.recipe == "cofi" for how in rows.values()):
+                method, made = trained(setting, "cofi", spec, seed)
+                report.pictures.append(sheet(setting, spec, method))
                 report.conditions |= {"steps": made.train.of("fine").steps}
         key, recall = f"aligned_{see.name}", f"recall_{see.name}"
-        free = {k: report.mean(spec, "  nothing held", k) for k in (key, recall)}
-        for row in ("  bits held", "  fine code held"):
+        if FREE not in rows:
+            continue
+        free = {k: report.mean(spec, FREE, k) for k in (key, recall)}
+        for row in (row for row in ("  bits held", "  fine code held") if row in rows):
             report.notes.append(
                 f"{spec}, {row.strip()}: aligned {report.mean(spec, row, key):.3f} against {free[key]:.3f} of free "
                 f"sampling, recall {report.mean(spec, row, recall):.3f} against {free[recall]:.3f}"
