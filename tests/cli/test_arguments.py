@@ -75,6 +75,8 @@ def test_an_option_of_several_values_may_be_given_several_times():
     words = ["cofi-ring", "--data", "a", "--scale", "tiny", "--data", "b", "c"]
     command = tyro.cli(Reproduce, args=gathered(Reproduce, words), config=(tyro.conf.OmitArgPrefixes,))
     assert command.data == ("a", "b", "c")
+    words = ["cofi", "--set=lr=1", "prior.bits=2", "--seed", "3"]
+    assert gathered(Train, words) == ["cofi", "--seed", "3", "--set", "lr=1", "prior.bits=2"]
     assert gathered(Train, ["cofi", "--", "--set", "x"]) == ["cofi", "--", "--set", "x"]
 
 

@@ -16,6 +16,7 @@ from pellucid.methods.cofi.fine import CodeModulator, FineConfig
 from pellucid.methods.cofi.method import CoFi, CoFiConfig
 from pellucid.methods.contrast import ViewConfig, nt_xent, view
 from pellucid.methods.priors import PriorConfig, bits_of
+from pellucid.metrics.information import information_bound
 from pellucid.nets.blocks import ResBlock
 from pellucid.nets.gan import GANConfig
 from pellucid.nets.unet import UNetConfig
@@ -267,6 +268,20 @@ def test_what_is_logged_is_what_it_says():
     entropy = math.log(4) + d / 2 * math.log(2 * math.pi * math.e * 0.09)
     bound = entropy - d / 2 * math.log(2 * math.pi * math.e * error / d)  # lemma 1, sigma^2 = error / d
     assert found["_information"] == pytest.approx(bound, rel=1e-4)
+
+
+def test_the_information_logged_is_that_of_the_entries_that_have_a_density():
+    config = CoFiConfig(
+        size=1, channels=2, prior=PriorConfig(kind="onehot", dim=8, bits=2),
+        gan=GANConfig(kind="mlp", size=1, channels=2, base=16), coarse=CoarseConfig(contrast=0.0, frequencies=8),
+    )  # fmt: skip
+    method = made(config)
+    found = numbers(turns(Coarse(method), points())["critic"])
+    z, _ = method.prior.sample(64, seeded(7))
+    with torch.no_grad():
+        error = (method.encode(method.generator(z)) - z)[:, 4:].square().sum(1).mean().item()
+    noise = torch.distributions.Normal(0, method.prior.noise[4:]).entropy().sum().item()
+    assert found["_information"] == pytest.approx(information_bound(noise, error, 4), rel=1e-4)
 
 
 def test_pictures_are_contrasted_by_two_views():

@@ -48,6 +48,8 @@ def options_of(command: type) -> set[str]:
 def gathered(command: type, words: list[str]) -> list[str]:
     """The words of a command, its name left out, with the values of an option that takes several put together.
 
+    Such an option takes every word up to the next option, as the parser does, also behind --opt=value.
+
     ["RUN", "--set", "a=1", "--out", "o", "--set", "b=2"] -> ["RUN", "--out", "o", "--set", "a=1", "b=2"].
     """
     values: dict[str, list[str]] = {}
@@ -63,7 +65,7 @@ def gathered(command: type, words: list[str]) -> list[str]:
             continue
         mine = values.setdefault(name, [])
         mine += [value] * bool(equals)
-        while not equals and rest and not rest[0].startswith("-"):
+        while rest and not rest[0].startswith("-"):
             mine.append(rest.pop(0))
     return [*kept, *(word for name, mine in values.items() for word in (name, *mine)), *rest]
 

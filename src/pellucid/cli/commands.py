@@ -88,9 +88,11 @@ class DataCommand:
 
         listed = {}
         for name, about in BUILT_IN.items():
-            of = name.removesuffix("-plain")  # the same files, shown otherwise
-            spec = fetch.COLLECTIONS.get(of)
-            state = "ready" if spec is None or fetch.have(of) else f"`pellucid data get {of}` fetches it"
+            files = fetch.of(name)
+            spec = fetch.COLLECTIONS.get(files)
+            state = (
+                "ready" if spec is None or fetch.have(files) else f"`pellucid data get {files}` fetches it"
+            )
             listed[name] = {
                 "about": about,
                 "state": state,
@@ -160,8 +162,8 @@ class Train:
     settings: Settings = ()
     """Fields of the recipe, e.g. regions=5, lr=3e-4, unet.base=32; config.json of a run shows them all."""
     autoencoder: str | None = None
-    """For recipes that work on latents: an AutoencoderKL of diffusers, as a folder or hf:NAME, in place of the one
-    that would be trained. It is frozen, and kept in the run."""
+    """For recipes that work on latents: an AutoencoderKL of diffusers, as a folder, hf:NAME or hf:NAME:FOLDER, in
+    place of the one that would be trained. It is frozen and kept in the run; give it again to continue one."""
     flip: bool = True
     """Mirror every other picture; --no-flip where left and right mean something, as in text."""
     resume: bool = True
@@ -593,7 +595,8 @@ class Reproduce:
     steps: int | None = None
     """Optimiser steps of every method, where not the recipes'."""
     rows: tuple[str, ...] = ()
-    """Names of the rows to make, where not all of the table."""
+    """Names of the rows to make, as the table prints them, where not all; tables whose rows need one another
+    refuse."""
     jobs: int | None = None
     """Networks trained side by side, each on its share of the cores; on a CPU one a core (8 at most), else 1."""
     out: Path | None = None

@@ -77,6 +77,11 @@ _PHOTOGRAPHS = (
 )  # fmt: skip
 
 
+def of(name: str) -> str:
+    """The set that has the files of a built-in one: emoji-plain shows those of emoji otherwise."""
+    return name.removesuffix("-plain")
+
+
 def folder(name: str) -> Path:
     """Where a set lies once fetched."""
     return cache_folder() / "collections" / name
@@ -92,10 +97,11 @@ def have(name: str) -> bool:
 
 
 def get(name: str, *, say: Callable[[str], None] = lambda text: None) -> Path:
-    """Fetch a set unless it is there; return its folder.
+    """Fetch a set, by its own name or that of a built-in one made of it, unless it is there; return its folder.
 
     Raises ValueError where the name is unknown, a client is missing, or the result is not whole.
     """
+    name = of(name)
     if name not in COLLECTIONS:
         raise ValueError(f"no set named {name!r}; there are {', '.join(COLLECTIONS)}")
     spec, target = COLLECTIONS[name], folder(name)

@@ -120,11 +120,15 @@ class UnitLatents(nn.Module):
         self.register_buffer("mean", torch.zeros(autoencoder.latent_channels, 1, 1))
         self.register_buffer("std", torch.ones(autoencoder.latent_channels, 1, 1))
 
-    def fit(self, pictures: Pictures) -> None:
-        """For the first stage that works on latents to call as it prepares: a pretrained autoencoder takes its
-        weights, and the latents' statistics are measured."""
+    def fetch(self) -> None:
+        """Give a pretrained autoencoder its weights, unless it has them: for a method's first stage, so that what is
+        amiss is said at once, and every checkpoint is whole."""
         if isinstance(self.autoencoder, Pretrained) and not self.autoencoder.has_weights:
             self.autoencoder.fetch()
+
+    def fit(self, pictures: Pictures) -> None:
+        """For the first stage that works on latents to call as it prepares: the latents' statistics are measured."""
+        self.fetch()
         mean, std = latent_statistics(self.autoencoder, pictures(MEASURED_ON))
         self.mean.copy_(mean)
         self.std.copy_(std)

@@ -107,13 +107,12 @@ class Prior(nn.Module):
 
     @property
     def entropy(self) -> float:
-        """Differential entropy of z, nats, for modes that do not overlap: an upper bound otherwise.
-
-        Entries without noise have no density, and are left out.
+        """Differential entropy in nats of the entries of z that have noise, for modes that do not overlap: an upper
+        bound otherwise. Entries without noise have no density, and a code that lies in them is no part of the rest.
         """
         noisy = self.noise[self.noise > 0].double()
         within = 0.5 * (math.log(2 * math.pi * math.e) + 2 * noisy.log()).sum()
-        return math.log(self.codes) + float(within)
+        return math.log(self.codes) * (len(noisy) == self.dim) + float(within)
 
 
 class BitCodes(Prior):

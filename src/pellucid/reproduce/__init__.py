@@ -41,11 +41,12 @@ class Table:
     ) -> Report:
         """Train what has to be trained, score, and write NAME.json, NAME.txt and pictures into `out`.
 
-        `rows` are the names of those wanted, all by default. `jobs` networks are trained side by side, in processes
-        that import the main module anew (so a script that asks for more than one needs
-        `if __name__ == "__main__"`).
+        `rows` are the names of those wanted, all by default; rows that train nothing come with the others. `jobs`
+        networks are trained side by side, in processes that import the main module anew (so a script that asks for
+        more than one needs `if __name__ == "__main__"`).
 
-        Raises ValueError where `seeds` or `jobs` is below 1, a data set cannot be opened or a package is missing.
+        Raises ValueError where `seeds` or `jobs` is below 1, a row is unknown or cannot be made alone, a data set
+        cannot be opened or a package is missing.
         """
         from importlib import import_module
         from importlib.util import find_spec

@@ -12,6 +12,7 @@ from pellucid.methods.cofi.method import CoFi
 from pellucid.methods.priors import BitCodes
 from pellucid.metrics.disentangle import direction_orthogonality, segment_movement
 from pellucid.metrics.distribution import Extractor, features
+from pellucid.metrics.information import information_bound
 from pellucid.reproduce.coarse import Row, columns, fill
 from pellucid.reproduce.generate import extractor
 from pellucid.reproduce.harness import Column, Report, Setting, blank, drawn, file_name, run_folder, trained
@@ -61,10 +62,9 @@ def run(setting: Setting) -> Report:
                 assert isinstance(method, CoFi)
                 figures, chance = flips(method, see, FLIPPED[setting.scale])
                 by_chance = by_chance if math.isnan(chance) else chance
-                curve = information(run_folder(setting, how.recipe, spec, seed))
-                report.add(spec, row, figures | {"information": curve[-1][1]})
+                report.add(spec, row, figures)
                 if seed == setting.seeds[0]:
-                    curves[row] = curve
+                    curves[row] = course(run_folder(setting, how.recipe, spec, seed))
         report.pictures.append(plot(setting.out / f"{report.name}-{file_name(spec)}-information.png", curves))
     report.notes.append(
         "pictures are the generator's own. Which of its first two rows the paper leaves which loss out of cannot be "
@@ -72,18 +72,18 @@ def run(setting: Setting) -> Report:
     )
     report.notes.append(
         f"angle: between the changes of a picture's features when one bit of its code is flipped and when another is; "
-        f"{by_chance:.3f} for changes of random direction. A mixture's and a one-hot code's bits are those of its "
-        f"number. Moved in own segment: share of the movement of E(G(z)) that lies in the segment whose bit was "
-        f"flipped; 1 / n for a movement that knows no segments. Information: the bound of lemma 1 on I(z; G(z)) at "
-        f"the end of training (of noise alone for one-hot codes, whose own entries have no density); its course is "
-        f"figure 5"
+        f"for changes of random direction it is {by_chance:.3f}. A mixture's and a one-hot code's bits are those of "
+        f"its number. Moved in own segment: share of the movement of E(G(z)) that lies in the segment whose bit was "
+        f"flipped; 1 / n for a movement that knows no segments. Information: the bound of lemma 1 on I(z; G(z)) (of "
+        f"the noise alone for one-hot codes, whose own entries have no density); figure 5 is its course, of single "
+        f"batches"
     )
     return report
 
 
 @torch.no_grad()
 def flips(method: CoFi, see: Extractor, n: int) -> tuple[dict[str, float], float]:
-    """What flipping each bit of n codes does, the noise kept, and the angle that random changes would have."""
+    """What flipping each bit of n codes does, the noise kept; and the angle that random changes would have."""
     assert method.generator is not None
     prior, rng = method.prior, torch.Generator().manual_seed(0)
     z, code = prior.sample(n, rng)
@@ -91,20 +91,29 @@ def flips(method: CoFi, see: Extractor, n: int) -> tuple[dict[str, float], float
     every = [z, *(prior.means(code ^ (1 << k)) + noise for k in range(prior.bits))]
     images = [torch.cat([method.generator(part) for part in moved.split(100)]) for moved in every]
     seen = [features(see, part) for part in images]
+    coded = torch.cat([method.encode(part) for part in images[0].split(100)])
+    noisy = prior.noise > 0
+    error = (coded - z)[:, noisy].square().sum(1).mean().item()
+    found = {"information": information_bound(prior.entropy, error, int(noisy.sum()))}
     changes = torch.stack([part - seen[0] for part in seen[1:]])
-    if not changes.any(dim=2).all():  # a generator that has collapsed
-        return {}, math.nan
+    if (changes.any(dim=2).sum(0) < 2).all():  # a generator that has collapsed: there is no angle
+        return found, math.nan
     apart = direction_orthogonality(changes)
-    found = {"angle": apart.cosine}
+    found["angle"] = apart.cosine
     if isinstance(prior, BitCodes):
-        read = [torch.cat([method.encode(part) for part in moved.split(100)]) for moved in images]
-        own = [segment_movement(read[0], after, prior.bits)[k].item() for k, after in enumerate(read[1:])]
-        found["own_segment"] = statistics.mean(own)
+        read = [torch.cat([method.encode(part) for part in moved.split(100)]) for moved in images[1:]]
+        own = [
+            segment_movement(coded, after, prior.bits)[k].item()
+            for k, after in enumerate(read)
+            if not torch.equal(coded, after)
+        ]
+        if own:  # an encoder that has collapsed says the same of all
+            found["own_segment"] = statistics.mean(own)
     return found, apart.chance
 
 
-def information(run: Path) -> list[tuple[int, float]]:
-    """(step, bound on I(z; G(z)) in nats) over a run, from its log."""
+def course(run: Path) -> list[tuple[int, float]]:
+    """(step, bound on I(z; G(z)) in nats) over a run, from its log: of single batches, by the weights as they are."""
     key = "critic.information"
     return [(line["step"], line[key]) for line in read_log(run) if key in line]
 

@@ -81,11 +81,15 @@ def columns(see: Extractor) -> tuple[Column, ...]:
         Column(f"precision_{see.name}", "precision"),
         Column(f"recall_{see.name}", "recall"),
         Column(f"aligned_{see.name}", "aligned", "lower"),
-        Column("coarse_share", "long waves"),
-        Column("fine_share", "short waves"),
-        Column("movement", "movement"),
-        Column("monotonicity", "monotone"),
     )
+
+
+OF_SLIDERS = (
+    Column("coarse_share", "long waves"),
+    Column("fine_share", "short waves"),
+    Column("movement", "movement"),
+    Column("monotonicity", "monotone"),
+)
 
 
 def under_conditions(
@@ -173,7 +177,7 @@ def run(setting: Setting) -> Report:
         paper=PAPER,
     )
     see = extractor(report, small=setting.scale == "tiny")
-    report.columns = columns(see)
+    report.columns = (*columns(see), *OF_SLIDERS)
     conditions, each = CONDITIONS[setting.scale]
     n = conditions * each
     rows = setting.chosen(ROWS)
@@ -212,7 +216,7 @@ def run(setting: Setting) -> Report:
     )
     report.notes.append(
         "sliders: one is moved from -2 to 2 standard deviations in five places, bits and noise kept. Long waves: the "
-        "share of the change's power in waves of 16 pixels and more; short: of 4 and less. Movement: the length of "
+        "share of the change's power in waves longer than 16 pixels; short: of 4 and less. Movement: the length of "
         "the way in features; monotone: the share of its steps that lead further from the start (by chance about half)"
     )
     report.conditions |= setting.conditions(

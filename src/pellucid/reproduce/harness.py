@@ -57,7 +57,7 @@ class Setting:
 
     def conditions(self, **more: Any) -> dict[str, Any]:
         """What a table says it was made under."""
-        part = {"rows": list(self.rows)} if self.rows else {}
+        part = {"rows": sorted(row.strip() for row in self.rows)} if self.rows else {}
         return {"scale": self.scale, "seeds": list(self.seeds), **part, **more}
 
     def chosen(self, rows: Mapping[str, T]) -> dict[str, T]:

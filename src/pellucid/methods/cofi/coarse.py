@@ -158,6 +158,8 @@ class Coarse(Stage):
 
     def prepare(self, pictures: Pictures) -> None:
         codes, method = self.method.prior.codes, self.method
+        if method.latents is not None:
+            method.latents.fetch()
         some = list(pictures(max(codes, 64)))
         count = sum(len(part) for part in some)
         if count < codes:
@@ -235,10 +237,14 @@ class Coarse(Stage):
                 method.evidence_var.lerp_((signed - method.evidence_mean).square().mean(0), 0.01)
             else:
                 agree, chance = (read == code).float().mean(), 1 / prior.codes
-            error = (fake_code - z).square().sum(1).mean()
-            # lemma 1 with the sigma that makes the bound tightest: H(z) - d/2 log(2 pi e r / d), in nats
-            bound = self.entropy - 0.5 * z.shape[1] * torch.log(2 * torch.pi * torch.e * error / z.shape[1])
-            said |= {"_read_back": agree, "_reciprocal_error": error, "_information": bound}
+            errors = (fake_code - z).square().mean(0)
+            # lemma 1 with the sigma that makes the bound tightest: H(z) - d/2 log(2 pi e r / d), in nats, of the
+            # entries that have a density
+            noisy = prior.noise > 0
+            bound = self.entropy - 0.5 * noisy.sum() * torch.log(
+                2 * torch.pi * torch.e * errors[noisy].mean()
+            )
+            said |= {"_read_back": agree, "_reciprocal_error": errors.sum(), "_information": bound}
             # one batch is read back better than chance by luck now and then, and would set the count back
             method.read_back.lerp_(agree, min(1.0, 10 / self.config.patience))
             bad = bad | (method.read_back < chance + 0.1 * (1 - chance))
