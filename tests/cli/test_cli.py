@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from PIL import Image
 import pellucid
 from pellucid.cli import main
 from pellucid.cli.commands import free, pairs, slug
+from pellucid.nets.vae import PretrainedConfig
+from pellucid.recipes import DataSpec, recipe
 from pellucid.train.log import read_log
 
 
@@ -135,6 +138,20 @@ def test_an_autoencoder_of_others_takes_the_place_of_the_one_that_would_be_train
     capsys.readouterr()
     says = refused(capsys, "train", "factorized", *where, "--autoencoder", tmp_path / "kl2")
     assert "kl2" in says
+
+
+@pytest.mark.parametrize("name", ["factorized", "cofi-gan", "cofi-coarse"])
+def test_a_recipe_without_latents_takes_no_autoencoder(name):
+    kl = PretrainedConfig(
+        source="kl", architecture='{"in_channels": 3, "latent_channels": 4, "block_out_channels": [8]}'
+    )
+    with pytest.raises(ValueError, match=f"{name} has no stage on latents, and takes no autoencoder"):
+        recipe(name, "tiny", DataSpec(spec="scenes", size=16, channels=3), pretrained=kl)
+    deep = replace(kl, architecture=kl.architecture.replace("[8]", "[8, 8, 8]"))
+    with pytest.raises(
+        ValueError, match=r"4 times smaller, and theirs have 16 a side.*take pictures of 32 or more"
+    ):
+        recipe("cofi", "tiny", DataSpec(spec="scenes", size=16, channels=3), pretrained=deep)
 
 
 def test_recipes_are_listed(capsys):

@@ -10,6 +10,7 @@ An option of several values may be given several times: the parser would keep th
 from __future__ import annotations
 
 import re
+from itertools import takewhile
 from typing import get_args, get_origin, get_type_hints
 
 import tyro
@@ -45,6 +46,13 @@ def options_of(command: type) -> set[str]:
     return {"--help", "-h", *declared(command)}
 
 
+def taken(rest: list[str]) -> list[str]:
+    """The words up to the next option, which are taken out of `rest`."""
+    found = list(takewhile(lambda word: not word.startswith("-"), rest))
+    del rest[: len(found)]
+    return found
+
+
 def gathered(command: type, words: list[str]) -> list[str]:
     """The words of a command, its name left out, with the values of an option that takes several put together.
 
@@ -63,10 +71,7 @@ def gathered(command: type, words: list[str]) -> list[str]:
         if name not in several:
             kept.append(word)
             continue
-        mine = values.setdefault(name, [])
-        mine += [value] * bool(equals)
-        while rest and not rest[0].startswith("-"):
-            mine.append(rest.pop(0))
+        values.setdefault(name, []).extend([value] * bool(equals) + taken(rest))
     return [*kept, *(word for name, mine in values.items() for word in (name, *mine)), *rest]
 
 
@@ -88,9 +93,7 @@ def with_settings(command: type, words: list[str]) -> list[str]:
         name, equals, value = word.partition("=")
         option = name.replace("_", "-")
         if option == "--set":
-            settings += [value] * bool(equals)
-            while not equals and rest and not rest[0].startswith("-"):
-                settings.append(rest.pop(0))
+            settings += [value] if equals else taken(rest)
         elif not option.startswith("--") or option in own:
             kept.append(word)
         else:

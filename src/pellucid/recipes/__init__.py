@@ -94,12 +94,10 @@ def recipe(
         raise ValueError(f"no recipe named {name!r}; there are {', '.join(known)}.{hint}")
     if scale not in SCALES:
         raise ValueError(f"scale is {scale!r}; it is one of {', '.join(SCALES)}")
-    if pretrained is None:
-        method, config, training = known[name](scale, data)
-    elif "pretrained" in signature(known[name]).parameters:
-        method, config, training = known[name](scale, data, pretrained=pretrained)
-    else:
-        raise ValueError(f"{name} works on pixels and takes no autoencoder; cofi does")
+    takes = pretrained is not None and "pretrained" in signature(known[name]).parameters
+    method, config, training = known[name](scale, data, **({"pretrained": pretrained} if takes else {}))
+    if pretrained is not None and getattr(config, "autoencoder", None) is not pretrained:
+        raise ValueError(f"{name} has no stage on latents, and takes no autoencoder; cofi does")
     if not getattr(config, "class_names", ()):
         data = replace(data, class_names=())  # it does not matter to this run which classes there are
     train = {k: v for k, v in train.items() if v is not None}

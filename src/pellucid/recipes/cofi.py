@@ -150,8 +150,6 @@ def cofi(
                 f"the autoencoder makes pictures {latents.factor} times smaller, and theirs have {data.size} a side; "
                 f"the fine stage works on 8 and more: take pictures of {8 * latents.factor} or more"
             )
-    elif pretrained is not None:
-        raise ValueError("this recipe works on pixels and takes no autoencoder; cofi does")
     diffusion = FineConfig(unet=unet(scale, data.channels, data.size), predicts=predicts(scale))
     config = CoFiConfig(
         size=data.size,
@@ -163,9 +161,7 @@ def cofi(
         autoencoder=latents,
         fine=replace(fine(scale, data, latents), **fine_options or {}) if "fine" in stages else None,
     )
-    there = ["coarse", *stages]
-    if pretrained is not None:
-        there.remove("autoencoder")
+    there = {"coarse", *stages} - ({"autoencoder"} if pretrained else set())
     train = training(scale)
     return "cofi", config, replace(train, stages={k: v for k, v in train.stages.items() if k in there})
 

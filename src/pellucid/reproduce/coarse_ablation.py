@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from pellucid.methods.base import Method
 from pellucid.methods.cofi.method import CoFi
 from pellucid.methods.priors import BitCodes
 from pellucid.metrics.disentangle import direction_orthogonality, segment_movement
@@ -15,7 +16,7 @@ from pellucid.metrics.distribution import Extractor, features
 from pellucid.metrics.information import information_bound
 from pellucid.reproduce.coarse import Row, columns, fill
 from pellucid.reproduce.generate import extractor
-from pellucid.reproduce.harness import Column, Report, Setting, blank, drawn, file_name, run_folder, trained
+from pellucid.reproduce.harness import Column, Report, Setting, blank, drawn, file_name, run_folder
 from pellucid.train.log import read_log
 
 FLIPPED = {"tiny": 8, "cpu": 200, "gpu": 1000, "paper": 1000}
@@ -52,20 +53,22 @@ def run(setting: Setting) -> Report:
         Column("own_segment", "moved in own segment"),
         Column("information", "information, nats"),
     )
-    fill(report, setting, ROWS, see)
     by_chance = math.nan
-    for spec in setting.data:
-        curves: dict[str, list[tuple[int, float]]] = {}
-        for row, how in setting.chosen(ROWS).items():
-            for seed in setting.seeds:
-                method, _ = trained(setting, how.recipe, spec, seed)
-                assert isinstance(method, CoFi)
-                figures, chance = flips(method, see, FLIPPED[setting.scale])
-                by_chance = by_chance if math.isnan(chance) else chance
-                report.add(spec, row, figures)
-                if seed == setting.seeds[0]:
-                    curves[row] = course(run_folder(setting, how.recipe, spec, seed))
-        report.pictures.append(plot(setting.out / f"{report.name}-{file_name(spec)}-information.png", curves))
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = {spec: {} for spec in setting.data}
+
+    def more(spec: str, row: str, seed: int, method: Method) -> dict[str, float]:
+        nonlocal by_chance
+        assert isinstance(method, CoFi)
+        figures, chance = flips(method, see, FLIPPED[setting.scale])
+        by_chance = by_chance if math.isnan(chance) else chance
+        if seed == setting.seeds[0]:
+            curves[spec][row] = course(run_folder(setting, ROWS[row].recipe, spec, seed))
+        return figures
+
+    fill(report, setting, ROWS, see, more)
+    for spec, drawn_here in curves.items():
+        path = setting.out / f"{report.name}-{file_name(spec)}-information.png"
+        report.pictures.append(plot(path, drawn_here))
     report.notes.append(
         "pictures are the generator's own. Which of its first two rows the paper leaves which loss out of cannot be "
         "told from its table; the order above is that of its text. Isotropic frequencies: ours beside the paper's"

@@ -177,7 +177,7 @@ class CodedGAN(Method):
         """z (n, d) and its random codes (n,)."""
         return self.prior.sample(n, rng, self.drawn(n, rng))
 
-    def told_apart(
+    def discriminator_terms(
         self,
         real: Tensor,
         x: Tensor,

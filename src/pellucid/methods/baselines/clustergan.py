@@ -59,7 +59,10 @@ class InvertedGame(GameStage):
                 fake = method.generator(method.latents(len(batch), rng)[0])
             x = batch.x0.detach().requires_grad_()
             real, _ = method.discriminator(x)
-            yield "discriminator", method.told_apart(real, x, method.discriminator(fake)[0], fake, rng)
+            yield (
+                "discriminator",
+                method.discriminator_terms(real, x, method.discriminator(fake)[0], fake, rng),
+            )
 
         z, code = method.latents(len(batch), rng)
         fake = method.generator(z)

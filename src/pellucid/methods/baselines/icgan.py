@@ -131,7 +131,7 @@ class InstanceGame(GameStage):
             real = method.discriminator.under(x, own)
             judged = method.discriminator.under(fake, told)
             judge = lambda between: method.discriminator.under(between, own)
-            yield "discriminator", method.told_apart(real, x, judged, fake, rng, judge)
+            yield "discriminator", method.discriminator_terms(real, x, judged, fake, rng, judge)
 
         told = method.instances(n, rng)
         judged = method.discriminator.under(method.generated(told, rng), told)

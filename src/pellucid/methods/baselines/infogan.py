@@ -60,7 +60,7 @@ class InformedGame(GameStage):
             judged, said = method.discriminator(fake)
             yield (
                 "discriminator",
-                method.told_apart(real, x, judged, fake, rng)
+                method.discriminator_terms(real, x, judged, fake, rng)
                 | {"info": cfg.info * F.cross_entropy(said, code), "_read_back": agreement(said, code)},
             )
 

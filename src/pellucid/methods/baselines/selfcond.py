@@ -117,7 +117,7 @@ class ClusteredGame(GameStage):
             real, _ = method.discriminator.concluded(features, own)
             judged, _ = method.discriminator(fake, code)
             judge = lambda between, own=own: method.discriminator(between, own)[0]
-            terms = method.told_apart(real, x, judged, fake, rng, judge)
+            terms = method.discriminator_terms(real, x, judged, fake, rng, judge)
             counts = torch.bincount(own, minlength=method.prior.codes)
             yield "discriminator", terms | {"_smallest_cluster": counts.min() / len(own)}
 

@@ -148,6 +148,7 @@ class Coarse(Stage):
     def __init__(self, method: CoFi) -> None:
         self.method, self.config = method, method.config.coarse
         self.entropy = method.prior.entropy
+        self.noisy = int((method.prior.noise > 0).sum())  # entries that have a density
         self.signs: list[Tensor] = []  # of this step's micro-batches: whether each looks collapsed
         parts = [method.encoder, method.frequencies, method.projector]
         critic = [p for part in parts if part is not None for p in part.parameters()]
@@ -238,12 +239,9 @@ class Coarse(Stage):
             else:
                 agree, chance = (read == code).float().mean(), 1 / prior.codes
             errors = (fake_code - z).square().mean(0)
-            # lemma 1 with the sigma that makes the bound tightest: H(z) - d/2 log(2 pi e r / d), in nats, of the
-            # entries that have a density
-            noisy = prior.noise > 0
-            bound = self.entropy - 0.5 * noisy.sum() * torch.log(
-                2 * torch.pi * torch.e * errors[noisy].mean()
-            )
+            # lemma 1 with the sigma that makes the bound tightest: H(z) - d/2 log(2 pi e r / d), in nats
+            within = (errors * (prior.noise > 0)).sum() / self.noisy
+            bound = self.entropy - 0.5 * self.noisy * torch.log(2 * torch.pi * torch.e * within)
             said |= {"_read_back": agree, "_reciprocal_error": errors.sum(), "_information": bound}
             # one batch is read back better than chance by luck now and then, and would set the count back
             method.read_back.lerp_(agree, min(1.0, 10 / self.config.patience))
