@@ -297,6 +297,45 @@ def test_pictures_are_contrasted_by_two_views():
     assert found["contrast"] == pytest.approx(0.3 * nt_xent(one, two, 0.2).item(), rel=1e-4)
 
 
+def test_views_pull_on_the_evidence_beside_the_code():
+    coarse = CoarseConfig(projector=0, frequencies=8, contrast=0.3, temperature=0.2, pull=2.0)
+    method, x = made(small(fine=None, coarse=coarse)), pictures(6)
+    rng = seeded(7)
+    views = [view(x, ViewConfig(), rng) for _ in range(2)]
+    with torch.no_grad():
+        one, two = (torch.tanh(method.encoder(v)) for v in views)
+        found = Coarse(method).contrast(x, seeded(7))
+    means = [z.view(6, 2, 4).mean(2) for z in (one, two)]
+    wanted = 0.3 * (nt_xent(one, two, 0.2) + 2 * nt_xent(*means, 0.2))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_codes_are_read_back_under_noise():
+    method, x = made(ring(read_noise=0.5)), points(6)
+    found = numbers(turns(Coarse(method), x)["critic"])
+    rng = seeded(7)
+    z, _ = method.prior.sample(6, rng)
+    with torch.no_grad():
+        fake = method.generator(z)
+        again = torch.tanh(method.encoder(fake + 0.5 * torch.randn(fake.shape, generator=rng)))
+    assert found["reciprocal"] == pytest.approx(6 * (again - z).square().mean().item(), rel=1e-4)
+
+
+def test_the_reciprocal_weight_rises_with_the_steps_and_resumes_where_it_was():
+    method, x = made(ring(ramp=4)), points(6)
+    stage = Coarse(method)
+    full = numbers(turns(Coarse(made(ring())), x)["critic"])["reciprocal"]
+    seen = []
+    for step in range(6):
+        if step == 2:
+            other = made(ring(ramp=4), seed=1)
+            other.load_state_dict(method.state_dict())
+            method, stage = other, Coarse(other)
+        seen.append(numbers(turns(stage, x)["critic"])["reciprocal"] / full)
+        stage.after_step(step)
+    assert seen == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1], rel=1e-4)
+
+
 def test_contrast_alone_has_no_generator_and_no_samples():
     config = small(fine=None, coarse=CoarseConfig(projector=8, adversarial=False))
     method, x = made(config), pictures(6)
@@ -874,7 +913,7 @@ def test_codes_of_pictures_are_resampled_within_their_modes():
     middle = mode + (kept - mode) / 2**0.5
     assert ((found.mean(0) - middle).abs() < 5 * spread / 20_000**0.5 + 1e-3).all()
     torch.testing.assert_close(found.std(0), torch.full((8,), spread), rtol=0.03, atol=0)
-    free = method._coarse_codes(4000, seeded(), {"codes_from": 1})
+    free = method._coarse_codes(4000, seeded(), {"codes_from": 2})
     assert stats.chisquare(np.bincount(method.prior.read(free), minlength=4)).pvalue > 1e-3
 
 
@@ -888,6 +927,24 @@ def test_codes_come_from_the_pictures_that_were_kept_and_from_no_empty_place():
     method.banked.fill_(0)  # nothing was kept yet: the prior's
     sample = method.sample(50, seeded(), grain="coarse", codes_from="pictures")
     assert len(method.prior.read(sample.readouts["coarse"]).unique()) == 4
+
+
+def test_codes_alike_are_those_of_pictures_with_the_bits_that_are_set():
+    method = made(small())
+    z, code = method.prior.sample(40, seeded(), torch.arange(40) % 3)  # nothing was read as 3
+    method.bank[:40] = z
+    method.banked.fill_(40)
+
+    def drawn(bits):
+        return method.sample(400, seeded(), grain="coarse", codes_from="alike", bits=bits).readouts["coarse"]
+
+    found, mode = drawn((1, 0)), method.prior.means(torch.tensor([1]))[0]
+    assert (method.prior.read(found) == 1).all()
+    middle = mode + (z[code == 1].mean(0) - mode) * 0.5**0.5
+    torch.testing.assert_close(found.mean(0), middle, atol=0.1, rtol=0)
+    assert (method.prior.read(drawn((1, 1))) == 3).all()  # of the nearest, moved
+    some = method.sample(200, seeded(), grain="coarse", codes_from="alike")
+    assert set(method.prior.read(some.readouts["coarse"]).tolist()) == {0, 1, 2}
 
 
 # ---- editing

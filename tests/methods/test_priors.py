@@ -181,6 +181,23 @@ def test_likelihoods_are_those_of_gaussians_up_to_what_codes_share(kind):
     assert torch.equal(prior.read(z), found.argmax(1))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_evidence_is_all_that_a_code_says_of_its_mode(kind):
+    """What differs in nothing but directions that evidence leaves out has the same odds; modes are told apart by it."""
+    prior = made(kind, dim=24)
+    z = torch.randn(50, 24, generator=seeded(3))
+    means = prior.means(torch.arange(prior.codes))
+    said = prior.evidence(means)
+    assert len(torch.unique(said.round(decimals=4), dim=0)) == prior.codes
+    axes = prior.axes()
+    within = z @ axes.T @ axes
+    if kind == "onehot":  # one entry of K is not in the span of the differences, and shared by all codes
+        within[:, : prior.codes] = z[:, : prior.codes]
+    if kind == "mixture":
+        within = z @ torch.linalg.pinv(means) @ means
+    torch.testing.assert_close(prior.evidence(within), prior.evidence(z), atol=1e-4, rtol=1e-4)
+
+
 def test_reading_errs_as_often_as_bayes():
     """A bit is misread where noise of sigma / sqrt(d/n) exceeds mu: the normal tail."""
     prior = made(dim=6, mean=0.3, sigma=0.4)

@@ -79,6 +79,10 @@ class Prior(nn.Module):
         """(B,) codes -> (B, d)."""
         raise NotImplementedError
 
+    def evidence(self, z: Tensor) -> Tensor:
+        """(B, d) -> (B, r), all that z says of its code: a sufficient statistic of c, in the scale of an entry."""
+        raise NotImplementedError
+
     def log_likelihoods(self, z: Tensor) -> Tensor:
         """(B, d) -> (B, K), log p(z | c) of every code, up to what all codes share."""
         raise NotImplementedError
@@ -167,8 +171,12 @@ class Corners(Prior):
     def means(self, code: Tensor) -> Tensor:
         return self.corners[code]
 
+    def evidence(self, z: Tensor) -> Tensor:
+        """The share of each corner in z, 1 where they are the same: (B, d) -> (B, K)."""
+        return z @ self.corners.T / (self.dim * self.config.mean**2)
+
     def log_likelihoods(self, z: Tensor) -> Tensor:
-        return z @ self.corners.T / self.config.sigma**2
+        return self.evidence(z) * self.dim * (self.config.mean / self.config.sigma) ** 2
 
 
 class OneHot(Prior):
@@ -187,8 +195,12 @@ class OneHot(Prior):
     def means(self, code: Tensor) -> Tensor:
         return nn.functional.one_hot(code, self.dim).to(self.noise.dtype)
 
+    def evidence(self, z: Tensor) -> Tensor:
+        """The one-hot entries: (B, d) -> (B, K)."""
+        return z[:, : self.codes]
+
     def log_likelihoods(self, z: Tensor) -> Tensor:
-        return z[:, : self.codes] / self.config.sigma**2
+        return self.evidence(z) / self.config.sigma**2
 
 
 PRIORS: dict[PriorKind, type[Prior]] = {"bits": BitCodes, "mixture": Corners, "onehot": OneHot}

@@ -35,18 +35,28 @@ class CoarseConfig:
     reciprocal: float = 6.0
     """Weight of the mean square of E(G(z)) - z. RCF-GAN takes 6 for networks of BigGAN's size, and 0.6 to 1 for small
     ones; on the ring the game drifts below 4."""
+    ramp: int = 0
+    """Steps over which that weight rises from 0. G's first pictures are noise whose every code can be read back, and
+    an encoder paid for that in full at once gives each bit a meaning before it has seen what real pictures differ in.
+    """
     contrast: float = 1.0
     """Weight of the contrastive loss on real pictures; 0 for points, which have no views."""
     temperature: float = 0.5
     projector: int = 128
     """Units and outputs of the contrastive projector; 0 contrasts the codes themselves, so that pictures that look
     alike lie near each other in them and share their bits. On a small budget bits follow classes sooner without."""
+    pull: float = 0.0
+    """Weight of the same loss on the evidence alone, all that a code says of its bits, beside the loss on all of it,
+    of which the bits are n directions in d. 0 is the paper's."""
     views: ViewConfig = field(default_factory=ViewConfig)
     amplitude: float = 0.5
     """Share of the amplitudes in the discrepancy; the rest is the phases'."""
     huber: float = 0.0
     """Where the discrepancy is rounded off; 0 is the paper's root. A root pulls as hard when next to nothing is wrong
     as from afar, and the game does not come to rest; B points cannot tell less than B^(-1/2) apart anyway."""
+    read_noise: float = 0.0
+    """Standard deviation of noise, in units of the pictures, under which codes have to be read back. Without, the
+    reciprocal loss also pays for what G hides in differences too small to see, and G is held to keep hiding it."""
     frequencies: int = 64
     """Frequencies drawn at each step."""
     learned: bool = True
@@ -59,7 +69,7 @@ class CoarseConfig:
     """Steps with codes read back at chance, or with a constant encoder, after which training has collapsed."""
 
     def __post_init__(self) -> None:
-        for name in ("reciprocal", "contrast", "projector", "huber"):
+        for name in ("reciprocal", "ramp", "contrast", "projector", "pull", "huber", "read_noise"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; 0 or more")
         for name in ("amplitude", "along"):
@@ -188,14 +198,20 @@ class Coarse(Stage):
         z, code = method.prior.sample(len(x), rng)
         with torch.no_grad():
             fake = method.generator(z)
-        real_code, fake_code = method.encode(torch.cat([x, fake])).chunk(2)
+        seen = [x, fake]
+        if cfg.read_noise:
+            noise = torch.randn(fake.shape, generator=rng, device=rng.device).to(fake)
+            seen.append(fake + cfg.read_noise * noise)
+        codes = method.encode(torch.cat(seen)).chunk(len(seen))
+        real_code, fake_code, again = codes[0], codes[1], codes[-1]
+        risen = min(1.0, (1 + int(method.coarse_steps)) / cfg.ramp) if cfg.ramp else 1.0
         w = method.frequencies(rng)
         of_prior = characteristic(z, w)
         apart = partial(discrepancy, amplitude=cfg.amplitude, huber=cfg.huber)
         terms = {
             "real": apart(of_prior, characteristic(real_code, w)),
             "fake": -apart(of_prior, characteristic(fake_code, w)),
-            "reciprocal": cfg.reciprocal * (fake_code - z).square().mean(),
+            "reciprocal": risen * cfg.reciprocal * (again - z).square().mean(),
         }
         if cfg.contrast:
             terms["contrast"] = self.contrast(x, rng)
@@ -215,7 +231,11 @@ class Coarse(Stage):
         method, cfg = self.method, self.config
         codes = method.encode(torch.cat([view(x, cfg.views, rng), view(x, cfg.views, rng)]))
         one, two = (codes if method.projector is None else method.projector(codes)).chunk(2)
-        return cfg.contrast * nt_xent(one, two, cfg.temperature)
+        loss = nt_xent(one, two, cfg.temperature)
+        if cfg.pull:
+            one, two = method.prior.evidence(codes).chunk(2)
+            loss = loss + cfg.pull * nt_xent(one, two, cfg.temperature)
+        return cfg.contrast * loss
 
     @torch.no_grad()
     def watch(
@@ -254,6 +274,7 @@ class Coarse(Stage):
         return int(self.method.chance_steps) >= max(1, self.config.patience // 4)
 
     def after_step(self, step: int) -> None:
+        self.method.coarse_steps.add_(1)
         counter = self.method.chance_steps
         counter.copy_(torch.where(torch.stack(self.signs).all(), counter + 1, 0))
         self.signs.clear()
