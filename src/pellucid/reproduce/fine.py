@@ -44,7 +44,6 @@ ROWS = {
     "CoFi-UCGen (Repar.)": Row(held=("bits", "fine"), controls={"codes_from": "pictures"}, against_real=True),
     FREE: Row(),
     "  bits held": Row(held=("bits",)),
-    "  bits held, of pictures alike": Row(held=("bits",), controls={"codes_from": "alike"}),
     "  fine code held": Row(held=("fine",)),
     "  both held": Row(held=("bits", "fine")),
     "sliders": Row(held=None),

@@ -14,7 +14,7 @@ from pellucid.methods.base import Method, Pictures, Stage, resolve
 from pellucid.methods.cofi.coarse import Coarse, CoarseConfig, Frequencies
 from pellucid.methods.cofi.fine import CodedDiffusion, CodedStage, FineConfig
 from pellucid.methods.denoising import standard_controls
-from pellucid.methods.priors import BitCodes, PriorConfig, bits_of, code_of, make_prior
+from pellucid.methods.priors import BitCodes, PriorConfig, make_prior
 from pellucid.nets.gan import Encoder, GANConfig, Generator
 from pellucid.nets.vae import Autoencoder, AutoencoderConfig, PretrainedConfig, make_autoencoder
 from pellucid.process.guidance import clipped, guided
@@ -206,10 +206,9 @@ class CoFi(Method):
                     help="how much more than trained the codes count, or what was changed in a picture's; 1 is none",
                 ),
                 "codes_from": Control(
-                    kind="choice", default="pictures", choices=("pictures", "alike", "noise"),
-                    help="coarse codes are those of training pictures, resampled within their modes; those of alike "
-                    "ones, which have the bits that are set; or the prior's (the paper has the first, Repar., and the "
-                    "last, Noise)",
+                    kind="choice", default="pictures", choices=("pictures", "noise"),
+                    help="coarse codes are those of training pictures, resampled within their modes, or the prior's "
+                    "(the paper's Repar. and Noise)",
                 ),
             }  # fmt: skip
         controls["image"] = Control(kind="image", help="read this picture's codes and start from them")
@@ -350,33 +349,17 @@ class CoFi(Method):
     def _coarse_codes(self, n: int, rng: torch.Generator, use: Mapping[str, Any]) -> Tensor:
         """(n, d): of the prior; or of kept training codes, part of their place within their modes drawn anew."""
         z, _ = self.prior.sample(n, rng)
-        kept = self.bank[: int(self.banked)]
-        chosen = torch.rand(n, generator=rng, device=rng.device).to(self.device)
-        origin = self.controls["codes_from"].choices[use["codes_from"]] if "codes_from" in use else "noise"
-        if origin == "noise" or not len(kept):
+        chosen = torch.randint(max(1, int(self.banked)), (n,), generator=rng, device=rng.device).to(
+            self.device
+        )
+        if use.get("codes_from", 1) == 1 or not int(self.banked):
             return z
+        kept = self.bank[chosen]
         if self.generator is None:
-            return kept[(chosen * len(kept)).long()]
-        read = self.prior.read(kept)
-        if origin == "alike":
-            kept, read = self._alike(kept, read, use)
-        chosen = (chosen * len(kept)).long()
-        kept, mode = kept[chosen], self.prior.means(read[chosen])
+            return kept
+        mode = self.prior.means(self.prior.read(kept))
         fresh = z - self.prior.means(self.prior.read(z))
         return mode + (1 - REDRAWN) ** 0.5 * (kept - mode) + REDRAWN**0.5 * fresh
-
-    def _alike(self, kept: Tensor, read: Tensor, use: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Those of the kept codes, and how they are read, that have the code that is set, or else come nearest."""
-        wanted = use.get("code")
-        if use.get("bits") is not None:
-            wanted = int(code_of(torch.tensor(use["bits"])[None]))
-        if wanted is None:
-            return kept, read
-        far = (read != wanted).long()
-        if isinstance(self.prior, BitCodes):
-            far = bits_of(read ^ wanted, self.prior.bits).sum(1)
-        near = far == far.min()
-        return kept[near], read[near]
 
     def _of_pictures(
         self, n: int, use: Mapping[str, Any], net: CodedDiffusion | None, noise: Tensor
