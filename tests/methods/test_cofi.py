@@ -435,6 +435,12 @@ def test_codes_that_come_back_are_no_collapse(noise):
     assert not stage.ailing()
 
 
+def test_while_the_reciprocal_weight_rises_codes_that_do_not_come_back_are_no_sign():
+    method = made(ring(patience=120, ramp=40))
+    silenced(method.generator)
+    assert until_collapse(Coarse(method), points(32), 200)[0] == 160
+
+
 def test_recovery_sets_the_count_back():
     method = made(ring(patience=50))
     stage = Coarse(method)

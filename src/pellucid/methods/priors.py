@@ -80,7 +80,7 @@ class Prior(nn.Module):
         raise NotImplementedError
 
     def evidence(self, z: Tensor) -> Tensor:
-        """(B, d) -> (B, r), all that z says of its code: a sufficient statistic of c, in the scale of an entry."""
+        """(B, d) -> (B, r), all that z says of its code: a sufficient statistic of c."""
         raise NotImplementedError
 
     def log_likelihoods(self, z: Tensor) -> Tensor:

@@ -7,6 +7,9 @@ is the game of RCF-GAN (Li et al., 2022), on which the paper builds:
     critic      C(z, E(x)) - C(z, E(G(z))) + reciprocal |E(G(z)) - z|^2 + contrast NT-Xent(two views of x)
     generator   C(E(G(z)), E(x))
 
+The weight of the reciprocal term may rise at first (`ramp`), and E may see G(z) under noise in it (`read_noise`): the
+logged term is weighted and of what was seen, `reciprocal_error` and `information` are of clean pictures.
+
 C(z, E(x)) + C(z, E(G(z))) bounds C(E(x), E(G(z))) from above (the triangle inequality): the paper's L_E.
 """
 
@@ -36,9 +39,9 @@ class CoarseConfig:
     """Weight of the mean square of E(G(z)) - z. RCF-GAN takes 6 for networks of BigGAN's size, and 0.6 to 1 for small
     ones; on the ring the game drifts below 4."""
     ramp: int = 0
-    """Steps over which that weight rises from 0. G's first pictures are noise whose every code can be read back, and
-    an encoder paid for that in full at once gives each bit a meaning before it has seen what real pictures differ in.
-    """
+    """Steps, and no share of the stage's, over which that weight rises from 0. G's first pictures are noise whose every
+    code can be read back, and an encoder paid for that in full at once gives each bit a meaning before it has seen
+    what real pictures differ in."""
     contrast: float = 1.0
     """Weight of the contrastive loss on real pictures; 0 for points, which have no views."""
     temperature: float = 0.5
@@ -46,8 +49,8 @@ class CoarseConfig:
     """Units and outputs of the contrastive projector; 0 contrasts the codes themselves, so that pictures that look
     alike lie near each other in them and share their bits. On a small budget bits follow classes sooner without."""
     pull: float = 0.0
-    """Weight of the same loss on the evidence alone, all that a code says of its bits, beside the loss on all of it,
-    of which the bits are n directions in d. 0 is the paper's."""
+    """Weight, relative to `contrast`, of the same loss on the evidence alone, all that z says of its code, beside the
+    loss on all of z, of which the bits are n directions in d. 0 is the paper's."""
     views: ViewConfig = field(default_factory=ViewConfig)
     amplitude: float = 0.5
     """Share of the amplitudes in the discrepancy; the rest is the phases'."""
@@ -265,7 +268,8 @@ class Coarse(Stage):
             said |= {"_read_back": agree, "_reciprocal_error": errors.sum(), "_information": bound}
             # one batch is read back better than chance by luck now and then, and would set the count back
             method.read_back.lerp_(agree, min(1.0, 10 / self.config.patience))
-            bad = bad | (method.read_back < chance + 0.1 * (1 - chance))
+            if int(method.coarse_steps) >= self.config.ramp:  # before, little is asked of the codes
+                bad = bad | (method.read_back < chance + 0.1 * (1 - chance))
         self.signs.append(bad)
         return said
 
