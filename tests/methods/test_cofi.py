@@ -297,16 +297,24 @@ def test_pictures_are_contrasted_by_two_views():
     assert found["contrast"] == pytest.approx(0.3 * nt_xent(one, two, 0.2).item(), rel=1e-4)
 
 
-def test_views_pull_on_the_evidence_beside_the_code():
-    coarse = CoarseConfig(projector=0, frequencies=8, contrast=0.3, temperature=0.2, pull=2.0)
-    method, x = made(small(fine=None, coarse=coarse)), pictures(6)
+@pytest.mark.parametrize("kind", ["bits", "mixture", "onehot"])
+@pytest.mark.parametrize("projector", [0, 8])
+def test_views_pull_on_the_evidence_beside_the_code(kind, projector):
+    coarse = CoarseConfig(projector=projector, frequencies=8, contrast=0.3, temperature=0.2, pull=2.0)
+    prior = PriorConfig(kind=kind, dim=8, bits=2)
+    method, x = made(small(fine=None, prior=prior, coarse=coarse)), pictures(6)
     rng = seeded(7)
     views = [view(x, ViewConfig(), rng) for _ in range(2)]
+    evidence = {
+        "bits": lambda z: z.view(6, 2, 4).mean(2),
+        "mixture": lambda z: z @ method.prior.corners.T,
+        "onehot": lambda z: z[:, :4],
+    }[kind]
     with torch.no_grad():
         one, two = (torch.tanh(method.encoder(v)) for v in views)
+        whole = (one, two) if not projector else (method.projector(one), method.projector(two))
         found = Coarse(method).contrast(x, seeded(7))
-    means = [z.view(6, 2, 4).mean(2) for z in (one, two)]
-    wanted = 0.3 * (nt_xent(one, two, 0.2) + 2 * nt_xent(*means, 0.2))
+    wanted = 0.3 * (nt_xent(*whole, 0.2) + 2 * nt_xent(evidence(one), evidence(two), 0.2))
     torch.testing.assert_close(found, wanted)
 
 
