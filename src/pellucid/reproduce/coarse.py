@@ -210,10 +210,8 @@ def run(setting: Setting) -> Report:
     see = extractor(report, small=setting.scale == "tiny")
     report.columns = columns(see)
     fill(report, setting, ROWS, see)
-    bits, rivals = (
-        "CoFi-UCGen (Noise)",
-        ["ClusterGAN", "  with a mixture for bits", "  with one-hot for bits"],
-    )
+    bits = "CoFi-UCGen (Noise)"
+    rivals = ["ClusterGAN", "  with a mixture for bits", "  with one-hot for bits"]
     for spec in setting.data if bits in setting.chosen(ROWS) else ():
         pixels = next(row for d, row in report.rows if d == spec and row.startswith("k-means"))
         for key, title in (("purity", "purity"), ("nmi", "NMI")):
