@@ -97,7 +97,10 @@ def _read_dataclass(cls: type[T], data: Any, where: str) -> T:
             raise ValueError(f"{where} has an unknown key {key!r}{hint} It knows {', '.join(fields)}")
     missing = [name for name in fields if name not in data]
     if missing:
-        raise ValueError(f"{where} lacks {', '.join(map(repr, missing))}, which every {cls.__name__} has")
+        raise ValueError(
+            f"{where} lacks {', '.join(map(repr, missing))}, which every {cls.__name__} has: it was written by another "
+            f"version of pellucid, or changed since; use that version, or train anew"
+        )
     hints = typing.get_type_hints(cls)
     values = {name: _read(hints[name], data[name], f"{where}.{name}") for name in fields}
     try:
