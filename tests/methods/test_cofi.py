@@ -21,6 +21,7 @@ from pellucid.nets.blocks import ResBlock
 from pellucid.nets.gan import GANConfig
 from pellucid.nets.unet import UNetConfig
 from pellucid.nets.vae import AutoencoderConfig
+from pellucid.process.loss import weight
 from pellucid.process.samplers import SAMPLERS
 from pellucid.recipes import DataSpec, build, recipe, recipe_to_json
 from pellucid.train.checkpoint import latest
@@ -683,6 +684,49 @@ def test_each_term_of_the_fine_stage_is_its_definition(monkeypatch, clip):
     assert terms["reciprocal"].item() == pytest.approx(0.7 * error.mean().item(), rel=1e-3)
 
 
+def test_a_narrow_posterior_is_not_paid_for_by_the_reciprocal_term():
+    """Where pictures do not depend on s, the nearest target would be one that never moves: no gradient leads there."""
+    method = made(small(fine=fine(dropout=0.0, kl=0.0, reciprocal_until=0.99)))
+    net = method.fine
+    net.codes.axes.data.zero_()  # s is not heard
+    _, terms = one_step(method, method.stages()[-1], pictures(12))
+    assert terms["reciprocal"] > 0
+    terms["reciprocal"].backward()
+    means, logvars = net.encoder.tail.bias.grad.chunk(2)
+    assert not logvars.any()
+    assert means.any()
+
+
+def test_the_fine_stage_may_be_told_a_codes_modes_alone(monkeypatch):
+    told = {}
+    for share in (0.0, 0.5, 1.0):
+        method = made(small(fine=fine(dropout=0.0, redrawn=share)))
+        spy = Spy(monkeypatch, method.fine)
+        batch, _ = one_step(method, method.stages()[-1], pictures(400))
+        told[share] = spy.asked[0][2]
+    read, prior = batch.derived["coarse"], method.prior
+    mode = prior.means(prior.read(read))
+    assert torch.equal(told[0.0], read)
+    place = told[1.0] - mode
+    assert not torch.allclose(place, read - mode, atol=0.1)
+    assert place.std().item() == pytest.approx(prior.config.sigma, rel=0.1)
+    half = told[0.5] - mode - 0.5**0.5 * (read - mode)
+    torch.testing.assert_close(half, 0.5**0.5 * place, atol=1e-5, rtol=1e-4)  # the same draws
+
+
+@pytest.mark.parametrize("weighting", ["simple", "min_snr", "v"])
+def test_the_fine_stage_weighs_times_as_it_is_told(monkeypatch, weighting):
+    method = made(small(fine=fine(dropout=0.0, weighting=weighting)))
+    spy = Spy(monkeypatch, method.fine)
+    batch, terms = one_step(method, method.stages()[-1], pictures(12))
+    x_t, t, _, _, said = spy.asked[0]
+    logsnr = method.fine.schedule.logsnr(t)
+    alpha, sigma = ddpm_table(t)
+    eps = (x_t.double() - alpha * batch.derived["clean"].double()) / sigma
+    each = (said.double() - eps).square().flatten(1).mean(1) * weight(logsnr, weighting)
+    assert terms["denoise"].item() == pytest.approx(each.mean().item(), rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("options", "zero"), [({"reciprocal_until": 0.0}, True), ({"reciprocal_until": 0.99}, False)]
 )
@@ -1115,6 +1159,7 @@ def test_coarse_stages_that_cannot_be_are_refused(wrong, said):
         ({"reciprocal": -1.0}, "reciprocal is -1.0; 0 or more"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"reciprocal_until": -0.1}, "reciprocal_until is -0.1"),
+        ({"redrawn": 1.5}, "redrawn is 1.5; a share, 0 to 1"),
         ({"clip": 0.0}, "clip is 0.0"),
     ],
 )

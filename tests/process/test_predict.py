@@ -68,6 +68,13 @@ def test_the_x0_weight_makes_it_a_loss_of_the_image(drawn):
     torch.testing.assert_close(loss, torch.full((64,), 0.01, dtype=torch.float64))
 
 
+def test_the_v_weight_makes_it_a_loss_of_v(drawn):
+    x0, eps, logsnr, x_t = drawn
+    said = from_x0(x0, x_t, logsnr, "v") + 0.1
+    loss = denoising_loss(said, x_t, eps, logsnr, kind="v", weighting="v")
+    torch.testing.assert_close(loss, torch.full((64,), 0.01, dtype=torch.float64))
+
+
 def test_min_snr_caps_what_the_x0_weight_lets_grow():
     logsnr = torch.linspace(-8, 8, 33)
     alpha, sigma = alpha_sigma(logsnr)

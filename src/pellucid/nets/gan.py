@@ -37,6 +37,8 @@ class GANConfig:
     of the arithmetic. `base` is then the width at size / stem."""
     attention: int = 16
     """The size at which there is self-attention; 0 for none."""
+    smooth: bool = False
+    """mlp: SiLU for the generator's ReLU. What ReLU makes of a curve is a chain of straight pieces."""
 
     def __post_init__(self) -> None:
         if self.kind == "mlp":
@@ -74,7 +76,7 @@ def frozen(network: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-def layers(c_in: int, c_out: int, units: int, *, norm: bool) -> nn.Sequential:
+def layers(c_in: int, c_out: int, units: int, *, norm: bool, smooth: bool = False) -> nn.Sequential:
     """Four fully connected layers, with layer norms between the later ones or without: (B, c_in) -> (B, c_out).
 
     The first has none: what is linear in a point and has been normed says little of how far from the origin it lies.
@@ -84,7 +86,7 @@ def layers(c_in: int, c_out: int, units: int, *, norm: bool) -> nn.Sequential:
         parts.append(nn.Linear(c_in, units))
         if norm and i:
             parts.append(nn.LayerNorm(units))
-        parts.append(nn.LeakyReLU(0.2) if norm else nn.ReLU())
+        parts.append(nn.LeakyReLU(0.2) if norm else nn.SiLU() if smooth else nn.ReLU())
         c_in = units
     return nn.Sequential(*parts, nn.Linear(c_in, c_out))
 
@@ -96,7 +98,7 @@ class Generator(nn.Module):
         super().__init__()
         self.cfg = cfg
         if cfg.kind == "mlp":
-            self.net = layers(dim, cfg.channels, cfg.base, norm=False)
+            self.net = layers(dim, cfg.channels, cfg.base, norm=False, smooth=cfg.smooth)
             return
         widths = cfg.widths[::-1]
         self.seed = nn.Linear(dim, widths[0] * 16)

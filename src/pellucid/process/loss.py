@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from pellucid.process.predict import Prediction, to_eps
 from pellucid.process.schedule import alpha_sigma, expand
 
-Weight = Literal["simple", "min_snr", "x0"]
+Weight = Literal["simple", "min_snr", "x0", "v"]
 
 
 def diffuse(x0: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
@@ -23,7 +23,8 @@ def weight(logsnr: Tensor, kind: Weight, *, gamma: float = 5.0) -> Tensor:
     """The factor on ||eps - eps_hat||^2, any shape -> that shape.
 
     "simple" is L_simple of Ho et al. (2020), 1 everywhere; "x0" turns the loss into ||x0 - x0_hat||^2, by
-    1 / SNR; "min_snr" is min(SNR, gamma) times that (Hang et al., 2023, section 3.4).
+    1 / SNR; "min_snr" is min(SNR, gamma) times that (Hang et al., 2023, section 3.4); "v" turns it into ||v - v_hat||^2
+    (Salimans and Ho, 2022, appendix D), by 1 + 1 / SNR.
     """
     if kind == "simple":
         return torch.ones_like(logsnr)
@@ -31,7 +32,9 @@ def weight(logsnr: Tensor, kind: Weight, *, gamma: float = 5.0) -> Tensor:
         return (gamma * torch.exp(-logsnr)).clamp(max=1.0)
     if kind == "x0":
         return torch.exp(-logsnr)
-    raise ValueError(f"weight is {kind!r}; it is one of 'simple', 'min_snr', 'x0'")
+    if kind == "v":
+        return 1 + torch.exp(-logsnr)
+    raise ValueError(f"weight is {kind!r}; it is one of {', '.join(map(repr, get_args(Weight)))}")
 
 
 def denoising_loss(

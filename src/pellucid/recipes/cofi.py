@@ -185,7 +185,7 @@ def ring(
         size=1,
         channels=data.channels,
         prior=PriorConfig(**{"dim": 32, "bits": 2} | dict(prior_options or {})),
-        gan=GANConfig(kind="mlp", size=1, channels=data.channels, base=64),
+        gan=GANConfig(kind="mlp", size=1, channels=data.channels, base=64, smooth=True),
         coarse=CoarseConfig(
             **{"contrast": 0.0, "along": 0.0, "reciprocal": 4.0, "huber": 0.1, "read_noise": 0.03} | options
         ),
@@ -198,7 +198,7 @@ def ring_training(scale: Scale) -> TrainConfig:
     """The same for every method on the ring; ours is clipped besides."""
     steps = {"tiny": 30, "cpu": 4000, "gpu": 8000, "paper": 8000}[scale]
     return TrainConfig(
-        steps=steps, batch_size=256, lr=2e-4, betas=ADAM, ema_decay=0.999, decay=0.6, grad_clip=0.0, flip=False,
+        steps=steps, batch_size=512, lr=2e-4, betas=ADAM, ema_decay=0.999, decay=0.6, grad_clip=0.0, flip=False,
         log_every=200, checkpoint_every=max(15, steps // 4),
     )  # fmt: skip
 

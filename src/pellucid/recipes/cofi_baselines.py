@@ -79,6 +79,10 @@ numbers, and cannot carry ClusterGAN's 28 of noise: at the paper's weight of 10 
 """
 
 
+SMOOTH = ("selfcond",)
+"""Whose generator of points is smooth, as CoFi-UCGen's is: those that cover validation points better so."""
+
+
 def ring(scale: Scale, data: DataSpec, *, method: str) -> tuple[str, CodedGANConfig, TrainConfig]:
     """Points, with networks of four layers."""
     if data.size != 1:
@@ -91,7 +95,7 @@ def ring(scale: Scale, data: DataSpec, *, method: str) -> tuple[str, CodedGANCon
         size=1,
         channels=data.channels,
         prior=PriorConfig(kind=CONFIGS[method].codes_are, dim=32, bits=2, **MODES.get(method, {})),
-        gan=GANConfig(kind="mlp", size=1, channels=data.channels, base=64),
+        gan=GANConfig(kind="mlp", size=1, channels=data.channels, base=64, smooth=method in SMOOTH),
         game=game,
         **own,
     )

@@ -24,7 +24,7 @@ from pellucid.nets.gan import Encoder, GANConfig
 from pellucid.nets.modulation import TimeModulator, VectorModulator
 from pellucid.nets.unet import UNet, UNetConfig
 from pellucid.nets.vae import draw, kl
-from pellucid.process.loss import denoising_loss
+from pellucid.process.loss import Weight, denoising_loss
 from pellucid.process.predict import to_x0
 from pellucid.process.schedule import ScheduleName
 from pellucid.types import Affine, Batch
@@ -51,8 +51,14 @@ class FineConfig:
     """Tweedie's x0_hat is worthless near t = 1: an error of the noise comes back 157 times as large."""
     clip: float = 4.0
     """Tweedie's x0_hat is clipped to so many standard deviations of the latents before it is encoded again."""
+    redrawn: float = 0.0
+    """Share of the variance of a coarse code within its mode that is drawn anew at every step. 0 is the paper's, where
+    z_c says nearly all of a picture and leaves little for s to say; at 1 all that is known of it are its bits."""
     dropout: float = 0.1
     """Share of the samples that are trained without codes, for guidance."""
+    weighting: Weight = "simple"
+    """Of the error of the noise at each time; "simple" is the paper's. There the error where pictures are nearly all
+    noise, which is where codes say most, counts next to nothing, and few steps leave codes unheard; "v" counts it."""
     schedule: ScheduleName = "linear_betas"
     predicts: Predicts = "eps"
 
@@ -64,6 +70,8 @@ class FineConfig:
         for name in ("kl", "reciprocal"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; 0 or more")
+        if not 0 <= self.redrawn <= 1:
+            raise ValueError(f"redrawn is {self.redrawn}; a share, 0 to 1")
         for name in ("dropout", "reciprocal_until"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 0 and below 1")
@@ -163,17 +171,20 @@ class CodedStage(Stage):
     def losses(self, batch: Batch, rng: torch.Generator) -> Iterator[tuple[str, dict[str, Tensor]]]:
         net, cfg = self.denoiser, self.denoiser.config
         clean, coarse = batch.derived["clean"], batch.derived["coarse"]
+        if cfg.redrawn:
+            fresh, _ = self.method.prior.sample(len(clean), rng)
+            coarse = self.method.redrawn(coarse, fresh, cfg.redrawn)
         x_t, t, logsnr, eps = net.diffused(clean, rng)
         told = (torch.rand(len(clean), generator=rng, device=rng.device) >= cfg.dropout).to(coarse)[:, None]
 
         if net.encoder is None:
             found = net.eps(x_t, t, told * coarse, None)
-            yield "denoiser", {"denoise": denoising_loss(found, x_t, eps, logsnr).mean()}
+            yield "denoiser", {"denoise": denoising_loss(found, x_t, eps, logsnr, weighting=cfg.weighting).mean()}
             return
         mean, logvar = net.posterior(clean)
         s = draw(mean, logvar, rng)  # eq. 17
         found = net.eps(x_t, t, told * coarse, told * net.codes.scalars(s))
-        terms = {"denoise": denoising_loss(found, x_t, eps, logsnr).mean()}  # eq. 22
+        terms = {"denoise": denoising_loss(found, x_t, eps, logsnr, weighting=cfg.weighting).mean()}  # eq. 22
         nats = kl(mean, logvar).mean()
         terms["kl"] = cfg.kl * nats  # eq. 23
         if cfg.reciprocal:
@@ -181,6 +192,6 @@ class CodedStage(Stage):
             near = (told[:, 0] * (t < cfg.reciprocal_until)).nonzero()[:, 0]
             x0_hat = to_x0(found[near], x_t[near], logsnr[near], "eps").clamp(-cfg.clip, cfg.clip)
             again, _ = net.posterior(x0_hat)
-            error = (s[near] - again).square().mean(1).sum()
+            error = (s[near].detach() - again).square().mean(1).sum()
             terms["reciprocal"] = cfg.reciprocal * error / max(1, len(near))
-        yield "denoiser", terms | {"_nats": nats.detach()}
+        yield "denoiser", terms | {"_nats": nats.detach(), "_active": mean.detach().var(0).mean()}

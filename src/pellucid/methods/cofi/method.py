@@ -354,12 +354,15 @@ class CoFi(Method):
         )
         if use.get("codes_from", 1) == 1 or not int(self.banked):
             return z
-        kept = self.bank[chosen]
-        if self.generator is None:
+        return self.redrawn(self.bank[chosen], z, REDRAWN)
+
+    def redrawn(self, kept: Tensor, fresh: Tensor, share: float) -> Tensor:
+        """Codes in their own modes, `share` of the variance of their places there taken from `fresh`: (B, d) each."""
+        if self.generator is None or not share:  # no prior has shaped the codes, and they have no modes
             return kept
         mode = self.prior.means(self.prior.read(kept))
-        fresh = z - self.prior.means(self.prior.read(z))
-        return mode + (1 - REDRAWN) ** 0.5 * (kept - mode) + REDRAWN**0.5 * fresh
+        place = fresh - self.prior.means(self.prior.read(fresh))
+        return mode + (1 - share) ** 0.5 * (kept - mode) + share**0.5 * place
 
     def _of_pictures(
         self, n: int, use: Mapping[str, Any], net: CodedDiffusion | None, noise: Tensor
