@@ -50,7 +50,7 @@ def unet(scale: Scale, channels: int, size: int) -> UNetConfig:
         return UNetConfig(channels=channels, base=8, multipliers=(1, 2), blocks=1, middle_attention=False)
     stages = max(1, (size // 4).bit_length())
     if scale == "cpu":  # 8 a side and 32 wide, a step costs half of 16 a side and 24 wide
-        base = 32 if size <= 8 else 24
+        base = 32 if size <= 8 else 24 if size <= 16 else 16
         return UNetConfig(channels=channels, base=base, multipliers=(1, 2, 3)[:stages], blocks=1)
     deep: dict[str, Any] = {"multipliers": (1, 2, 3, 4)[:stages], "blocks": 2}
     deep["attention"] = tuple(range(2, min(4, stages)))
@@ -101,7 +101,7 @@ def training(scale: Scale) -> TrainConfig:
         )  # fmt: skip
     if scale == "cpu":
         return TrainConfig(
-            steps=1200, batch_size=32, lr=2e-3, ema_decay=0.995, warmup=50, decay=0.3, log_every=20,
+            steps=800, batch_size=32, lr=2e-3, ema_decay=0.995, warmup=50, decay=0.3, log_every=20,
             sample_every=400, checkpoint_every=200,
             stages={
                 "coarse": StageConfig(
@@ -208,7 +208,9 @@ TO_THE_END: Mapping[str, Any] = {"patience": 10**9}
 
 RECIPES: Mapping[str, Maker] = {
     "cofi": cofi,
-    "cofi-other-encoder": partial(cofi, coarse_options={"adversarial": False, "pull": 0.0}),
+    "cofi-other-encoder": partial(
+        cofi, coarse_options={"adversarial": False, "projector": 128, "pull": 0.0}
+    ),
     "cofi-coarse": partial(cofi, stages=("diffusion",)),
     "cofi-gan": partial(cofi, stages=()),
     "cofi-gan-no-reciprocal": partial(cofi, stages=(), coarse_options={"reciprocal": 0.0} | dict(TO_THE_END)),

@@ -23,7 +23,7 @@ from pellucid.reproduce.generate import SAMPLED_BY, extractor
 from pellucid.reproduce.harness import Column, Report, Setting, file_name, sampled, train_all, trained
 from pellucid.train.preview import grid, save_png
 
-CONDITIONS = {"tiny": (4, 4), "cpu": (25, 20), "gpu": (256, 20), "paper": (256, 20)}
+CONDITIONS = {"tiny": (4, 4), "cpu": (50, 10), "gpu": (256, 20), "paper": (256, 20)}
 """Conditions, and pictures of each: those that "aligned" is measured on."""
 
 
@@ -203,10 +203,13 @@ def run(setting: Setting) -> Report:
         "aligned: mean cosine distance between the features of pictures of one condition; the rows that hold less are "
         "the same model with less of the condition fixed"
     )
+    side = setting.size
+    noise = change_map(torch.randn(1, 2, 1, side, side, generator=torch.Generator().manual_seed(0))).areas
     report.notes.append(
         "sliders: one is moved from -2 to 2 standard deviations in five places, bits and noise kept. Long waves: the "
-        "share of the change's power in waves longer than 16 pixels; short: of 4 and less. Movement: the length of "
-        "the way in features; monotone: the share of its steps that lead further from the start (by chance about half)"
+        f"share of the change's power in waves longer than 16 pixels (white noise has {noise[0]:.2f}); short: of 4 and "
+        f"less ({noise[-1]:.2f}). Movement: the length of the way in features; monotone: the share of its steps that "
+        "lead further from the start (by chance about half)"
     )
     report.conditions |= setting.conditions(
         size=setting.size, images=n, conditions=conditions, sampler=SAMPLED_BY

@@ -188,10 +188,12 @@ class CodedStage(Stage):
         nats = kl(mean, logvar).mean()
         terms["kl"] = cfg.kl * nats  # eq. 23
         if cfg.reciprocal:
-            # eqs. 24 and 25, of those samples alone that count
+            # eqs. 24 and 25, of those samples alone that count. The target stays where it is: a loss that may move
+            # it is least where posteriors are narrow and alike, and then s says nothing of a picture
             near = (told[:, 0] * (t < cfg.reciprocal_until)).nonzero()[:, 0]
             x0_hat = to_x0(found[near], x_t[near], logsnr[near], "eps").clamp(-cfg.clip, cfg.clip)
             again, _ = net.posterior(x0_hat)
             error = (s[near].detach() - again).square().mean(1).sum()
             terms["reciprocal"] = cfg.reciprocal * error / max(1, len(near))
-        yield "denoiser", terms | {"_nats": nats.detach(), "_active": mean.detach().var(0).mean()}
+        # a posterior may be far from the prior and the same for every picture: nats alone do not say that s is used
+        yield "denoiser", terms | {"_nats": nats.detach(), "_spread": mean.detach().std(0).mean()}
