@@ -34,7 +34,7 @@ Contrast = Literal["none", "apart", "shared"]
 
 SIZE = 32
 HEAD = 128
-"""Units of the plain critic's head and of its projector; ours has a projector of as many."""
+"""Units of the plain critic's head and of its projector. Ours contrasts its codes as they are, and their evidence."""
 WIDE = (256, 300)
 """Batch and entries of the code at which the discrepancy's share is measured."""
 

@@ -15,7 +15,7 @@ from pellucid.methods.cofi.coarse import Coarse, CoarseConfig, Frequencies, char
 from pellucid.methods.cofi.fine import CodeModulator, FineConfig
 from pellucid.methods.cofi.method import CoFi, CoFiConfig
 from pellucid.methods.contrast import ViewConfig, nt_xent, view
-from pellucid.methods.priors import PriorConfig, bits_of
+from pellucid.methods.priors import PriorConfig, bits_of, code_of
 from pellucid.metrics.information import information_bound
 from pellucid.nets.blocks import ResBlock
 from pellucid.nets.gan import GANConfig
@@ -447,7 +447,31 @@ def test_codes_that_come_back_are_no_collapse(noise):
 def test_while_the_reciprocal_weight_rises_codes_that_do_not_come_back_are_no_sign():
     method = made(ring(patience=120, ramp=40))
     silenced(method.generator)
-    assert until_collapse(Coarse(method), points(32), 200)[0] == 160
+    assert until_collapse(Coarse(method), points(32), 200)[0] == 140  # half of the way up, and patience
+
+
+@pytest.mark.parametrize("scale", ["cpu", "gpu", "paper"])
+def test_a_collapse_is_found_within_the_recipes_steps(scale):
+    made_of = recipe("cofi", scale, DataSpec(spec="scenes", size=32))
+    coarse = made_of.config.coarse
+    assert coarse.ramp // 2 + coarse.patience < made_of.train.of("coarse").steps
+
+
+def test_a_step_in_parts_is_watched_as_one():
+    """Four micro-batches say what their whole batch says, of sureness and of collapse."""
+    found = []
+    for parts in (1, 4):
+        method = made(ring(patience=20))
+        stage = Coarse(method)
+        for step in range(30):
+            z, code = method.prior.sample(32, seeded(step))
+            again = 0.5 * z + 0.1 * torch.randn(z.shape, generator=seeded(1000 + step))
+            for some in zip(again.chunk(parts), z.chunk(parts), code.chunk(parts), strict=True):
+                stage.watch(some[0], some[0], (some[1], some[2]))
+            stage.after_step(step)
+        found.append((method.read_back, method.evidence_mean, method.evidence_var))
+    for whole, split in zip(*found, strict=True):
+        torch.testing.assert_close(whole, split, atol=1e-5, rtol=1e-4)
 
 
 def test_recovery_sets_the_count_back():
@@ -1074,7 +1098,28 @@ def test_one_picture_serves_for_many_samples_and_many_for_as_many(both):
         both.sample(0, seeded())
 
 
+def test_controls_that_would_do_nothing_are_refused(both):
+    with pytest.raises(
+        ValueError, match="guidance_scale is 3, and grain coarse has no steps to guide; leave"
+    ):
+        both.sample(1, seeded(), grain="coarse", guidance_scale=3.0)
+    both.sample(1, seeded(), grain="coarse", guidance_scale=1.0)
+    with pytest.raises(
+        ValueError, match="codes_from says where codes come from, and here they are those of image"
+    ):
+        both.sample(1, seeded(), image=pictures(1), codes_from="noise", **FEW)
+
+
 # ---- reading
+
+
+def test_a_bit_read_against_its_own_sense_keeps_its_sign():
+    method = made(small())
+    method.evidence_mean.fill_(-0.05)
+    bits = torch.tensor([[0, 1], [1, 1], [1, 0]])
+    sure = method.probabilities(method.prior.means(code_of(bits)))["bits"]
+    assert ((sure > 0.5) == bits.bool()).all()
+    torch.testing.assert_close(sure, torch.full((3, 2), 0.5), atol=0.01, rtol=0)
 
 
 def test_reading_says_both_codes(both):
@@ -1116,6 +1161,7 @@ def test_the_evidence_is_measured_on_generated_pictures_as_training_goes():
         z, code = method.prior.sample(64, seeded(step))
         noise = 0.4 * torch.randn(z.shape, generator=seeded(10_000 + step))
         stage.watch(z, 0.5 * method.prior.means(code) + noise, (z, code))
+        stage.after_step(step)
     torch.testing.assert_close(method.evidence_mean, torch.full((2,), 0.3), atol=0.01, rtol=0)
     torch.testing.assert_close(method.evidence_var, torch.full((2,), 0.16 / 4), atol=0.004, rtol=0)
 

@@ -7,8 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+import pellucid
 from pellucid.methods.base import Method
+from pellucid.metrics.distribution import Pixels
 from pellucid.reproduce import TABLES
+from pellucid.reproduce.coarse import Judge
 from pellucid.reproduce.harness import Column, Report, Setting, trained
 
 
@@ -141,6 +144,17 @@ def test_rows_are_made_alone_where_they_do_not_need_one_another(tmp_path):
         TABLES["factorized-segment"].run(rows=("centre box",), **chosen)
 
 
+def test_the_gan_alone_has_the_codes_of_the_rows_with_a_diffusion(tmp_path):
+    rows = ("CoFi-UCGen (Noise)", "its GAN alone")
+    report = TABLES["cofi-coarse"].run(rows=rows, scale="tiny", out=tmp_path, data=("scenes",), steps=2)
+    assert any(note.startswith("scenes, NMI: ours") for note in report.notes)
+    whole, alone = (
+        pellucid.load(next((tmp_path / "runs").glob(f"{name}-scenes-0-*"))).method.encoder.state_dict()
+        for name in ("cofi-coarse", "cofi-gan")
+    )
+    assert all(torch.equal(whole[key], alone[key]) for key in whole)
+
+
 def test_a_table_without_seeds_is_refused(tmp_path):
     with pytest.raises(ValueError, match="seeds is 0"):
         make("factorized-segment", tmp_path, seeds=0)
@@ -153,6 +167,38 @@ def test_a_table_of_other_conditions_is_kept(tmp_path):
     other, _ = make("factorized-codes", tmp_path, seeds=2)
     assert other.written.name == "factorized-codes-2.json"
     assert json.loads(one.written.read_text())["conditions"]["seeds"] == [0]
+
+
+def test_a_table_of_other_conditions_keeps_its_pictures(tmp_path):
+    one, _ = make("cofi-ring", tmp_path, data=("ring",))
+    before = (tmp_path / "cofi-ring.png").read_bytes()
+    again, _ = make("cofi-ring", tmp_path, data=("ring",))
+    assert again.pictures == one.pictures == ["cofi-ring.png"]
+    other, _ = make("cofi-ring", tmp_path, data=("ring",), steps=3)
+    assert other.written.name == "cofi-ring-2.json"
+    assert json.loads(other.written.read_text())["pictures"] == ["cofi-ring-2.png"]
+    assert (tmp_path / "cofi-ring-2.png").exists()
+    assert (tmp_path / "cofi-ring.png").read_bytes() == before
+    assert "CoFi-UCGen" in Image.open(tmp_path / "cofi-ring.png").text["pellucid"]
+    assert not (tmp_path / ".drawn").exists()
+
+
+def test_the_inception_score_does_not_depend_on_the_order_of_conditions():
+    """Ten pictures each of fifty conditions that all look different, together or mixed."""
+
+    class Sees(Pixels):
+        def probabilities(self, images):
+            return images.flatten(1)[:, :50]
+
+    see = Sees(channels=1)
+    sharp = torch.eye(50).repeat_interleave(10, 0) * 0.9 + 0.002
+    images = torch.zeros(500, 1, 8, 8)
+    images.view(500, -1)[:, :50] = sharp
+    judge = Judge(see=see, real=see(images), test=images, labels=torch.zeros(500))
+    together = judge.pictures(images)[f"is_{see.name}"]
+    mixed = judge.pictures(images[torch.randperm(500, generator=torch.Generator().manual_seed(1))])
+    assert together == pytest.approx(mixed[f"is_{see.name}"], rel=0.1)
+    assert together > 15
 
 
 def test_a_baselines_constants_are_those_that_are_best_on_validation_pictures():

@@ -77,7 +77,7 @@ class Table:
             rows=rows,
         )
         report: Report = import_module(f"pellucid.reproduce.{self.module}").run(setting)
-        report.written = report.write(out)
+        report.written = report.write(setting)
         return report
 
 

@@ -48,10 +48,12 @@ class Row:
     """How it is sampled."""
 
 
+GAN = "  its GAN alone"
+"""Its codes are those of the rows with a diffusion, which is trained after them."""
 ROWS = {
     "CoFi-UCGen (Noise)": Row(recipe="cofi-coarse", controls={"codes_from": "noise"}),
     "CoFi-UCGen (Repar.)": Row(recipe="cofi-coarse", controls={"codes_from": "pictures"}),
-    "  its GAN alone": Row(recipe="cofi-coarse", controls={"grain": "coarse", "codes_from": "noise"}),
+    GAN: Row(recipe="cofi-gan"),
     "  with a mixture for bits": Row(recipe="cofi-gan-mixture"),
     "  with one-hot for bits": Row(recipe="cofi-gan-onehot"),
     "ClusterGAN": Row(recipe="clustergan"),
@@ -102,7 +104,9 @@ class Judge:
         found = {k: v for k, v in scores.items() if isinstance(v, float) and math.isfinite(v)}
         probabilities = getattr(self.see, "probabilities", None)
         if probabilities is not None:
-            found[f"is_{self.see.name}"] = inception_score(features(probabilities, images))[0]
+            # in no particular order: the score is of parts, and pictures of one condition come together
+            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+            found[f"is_{self.see.name}"] = inception_score(features(probabilities, images[order]))[0]
         return found
 
     def codes(self, codes: Tensor) -> dict[str, float]:
@@ -193,7 +197,7 @@ def sheet(table: str, setting: Setting, spec: str, row: str, method: Method, how
             given = {}
         parts.append(sampled(method, 8, 0, **controls | given)[0])
     name = re.sub(r"[^a-z0-9]+", "-", row.lower()).strip("-")
-    path = setting.out / f"{table}-{file_name(spec)}-{name}.png"
+    path = setting.pictures / f"{table}-{file_name(spec)}-{name}.png"
     save_png(
         path, grid(torch.stack(parts, 1).flatten(0, 1), columns=8), {"columns": "codes 0 to 7", "row": row}
     )
@@ -210,9 +214,9 @@ def run(setting: Setting) -> Report:
     see = extractor(report, small=setting.scale == "tiny")
     report.columns = columns(see)
     fill(report, setting, ROWS, see)
-    bits = "CoFi-UCGen (Noise)"
+    bits = next((row for row in ("CoFi-UCGen (Noise)", GAN) if row in setting.chosen(ROWS)), None)
     rivals = ["ClusterGAN", "  with a mixture for bits", "  with one-hot for bits"]
-    for spec in setting.data if bits in setting.chosen(ROWS) else ():
+    for spec in setting.data if bits else ():
         pixels = next(row for d, row in report.rows if d == spec and row.startswith("k-means"))
         for key, title in (("purity", "purity"), ("nmi", "NMI")):
             there = [row for row in (pixels, *rivals) if (spec, row) in report.rows]

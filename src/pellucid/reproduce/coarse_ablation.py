@@ -67,7 +67,7 @@ def run(setting: Setting) -> Report:
 
     fill(report, setting, ROWS, see, more)
     for spec, drawn_here in curves.items():
-        path = setting.out / f"{report.name}-{file_name(spec)}-information.png"
+        path = setting.pictures / f"{report.name}-{file_name(spec)}-information.png"
         report.pictures.append(plot(path, drawn_here))
     report.notes.append(
         "pictures are the generator's own. Which of its first two rows the paper leaves which loss out of cannot be "

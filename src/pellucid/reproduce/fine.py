@@ -89,6 +89,7 @@ OF_SLIDERS = (
     Column("fine_share", "short waves"),
     Column("movement", "movement"),
     Column("monotonicity", "monotone"),
+    Column("smoothness", "largest step", "lower"),
 )
 
 
@@ -141,6 +142,7 @@ def slid(method: Method, see: Extractor, depth: str, n: int, seed: int) -> dict[
         "fine_share": where.shares[-1].item(),
         "movement": way.movement.mean().item(),
         "monotonicity": way.monotonicity.mean().item(),
+        "smoothness": way.smoothness.nanmean().item(),
     }
 
 
@@ -209,7 +211,8 @@ def run(setting: Setting) -> Report:
         "sliders: one is moved from -2 to 2 standard deviations in five places, bits and noise kept. Long waves: the "
         f"share of the change's power in waves longer than 16 pixels (white noise has {noise[0]:.2f}); short: of 4 and "
         f"less ({noise[-1]:.2f}). Movement: the length of the way in features; monotone: the share of its steps that "
-        "lead further from the start (by chance about half)"
+        "lead further from the start (by chance about half); largest step: over the mean one, 1 where all are equal, 4 "
+        "where there is but one"
     )
     report.conditions |= setting.conditions(
         size=setting.size, images=n, conditions=conditions, sampler=SAMPLED_BY
@@ -225,6 +228,6 @@ def sheet(setting: Setting, spec: str, method: Method) -> str:
     for down in range(6):
         sliders = fine_code(method, torch.Generator().manual_seed(down))
         rows += [sampled(method, 1, 0, bits=code, fine=sliders)[0] for code in codes]
-    path = setting.out / f"cofi-fine-{file_name(spec)}.png"
+    path = setting.pictures / f"cofi-fine-{file_name(spec)}.png"
     save_png(path, grid(torch.cat(rows), columns=len(codes)), {"columns": codes, "rows": "fine codes"})
     return path.name

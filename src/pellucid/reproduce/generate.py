@@ -148,7 +148,7 @@ def run(setting: Setting) -> Report:
                 report.add(spec, row, real.figures(images, masks, of_val, judge))
                 if seed == setting.seeds[0]:
                     unguided = "-unguided" if controls else ""
-                    path = setting.out / f"factorized-generate-{file_name(spec)}-{name}{unguided}.png"
+                    path = setting.pictures / f"factorized-generate-{file_name(spec)}-{name}{unguided}.png"
                     report.pictures.append(picture(path, images, masks, {"recipe": name, "seed": seed}))
         for row in [row for row in list(ROWS)[:2] if (spec, row) in report.rows]:
             ratios = {k: report.mean(spec, row, k) / report.mean(spec, "DDPM", k) for k in (fd, kid)}

@@ -51,7 +51,7 @@ def run(setting: Setting) -> Report:
                 masks = found["masks"]
                 report.add(spec, row(guidance), real.figures(images, masks, of_val, judge))
                 if seed == setting.seeds[0]:
-                    path = setting.out / f"factorized-guidance-{file_name(spec)}-{guidance:g}.png"
+                    path = setting.pictures / f"factorized-guidance-{file_name(spec)}-{guidance:g}.png"
                     report.pictures.append(picture(path, images, masks, {"region_guidance": guidance}))
 
     def relative(guidance: float) -> float:

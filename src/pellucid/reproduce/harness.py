@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import statistics
 import threading
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from pellucid.config import fingerprint
@@ -32,6 +34,7 @@ from pellucid.methods.priors import bits_of, code_of
 from pellucid.metrics.segmentation import choose_assignment, oracle_assignment, score, smallest_share
 from pellucid.recipes import DataSpec, Recipe, Scale, build, recipe, recipe_to_json
 from pellucid.train.checkpoint import latest, load_weights
+from pellucid.train.preview import save_png
 from pellucid.train.trainer import device_of, provenance, train
 
 Say = Callable[[str], None]
@@ -54,6 +57,11 @@ class Setting:
     """Networks trained side by side."""
     rows: tuple[str, ...] = ()
     """Which rows of the table are wanted; all, where none is named."""
+
+    @property
+    def pictures(self) -> Path:
+        """Where pictures are drawn; the report puts them beside its table once it is known under which name."""
+        return self.out / ".drawn"
 
     def conditions(self, **more: Any) -> dict[str, Any]:
         """What a table says it was made under."""
@@ -132,12 +140,20 @@ class Report:
             "made_by": provenance(),
         }
 
-    def write(self, out: Path) -> Path:
-        """NAME.json and NAME.txt; a table there of other data or conditions is kept, and this one numbered."""
+    def write(self, setting: Setting) -> Path:
+        """NAME.json, NAME.txt and pictures; a table of other data or conditions is kept, and this one numbered."""
+        out = setting.out
         out.mkdir(parents=True, exist_ok=True)
-        path, number = out / f"{self.name}.json", 2
+        path, number = out / f"{self.name}.json", 1
         while path.exists() and not self._like(path):
-            path, number = out / f"{self.name}-{number}.json", number + 1
+            number += 1
+            path = out / f"{self.name}-{number}.json"
+        for i, name in enumerate(self.pictures):
+            drawn, end = setting.pictures / name, f"-{number}" if number > 1 else ""
+            self.pictures[i] = f"{drawn.stem}{end}{drawn.suffix}"
+            drawn.replace(out / self.pictures[i])
+        if setting.pictures.is_dir():
+            shutil.rmtree(setting.pictures)
         path.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
         path.with_suffix(".txt").write_text("\n".join(self.lines()) + "\n")
         return path
@@ -384,7 +400,8 @@ def blank(width: float, height: float) -> Any:
 
 
 def drawn(figure: Any, path: Path) -> str:
-    """The figure written as a PNG; returns the file's name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.canvas.print_png(str(path))
+    """The figure written as a PNG that says what it shows; returns the file's name."""
+    figure.canvas.draw()
+    panels = [axes.get_title() for axes in figure.axes]
+    save_png(path, Image.fromarray(np.asarray(figure.canvas.buffer_rgba())), {"panels": panels})
     return path.name

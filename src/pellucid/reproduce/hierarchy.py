@@ -66,7 +66,7 @@ def run(setting: Setting) -> Report:
                 if seed == setting.seeds[0]:
                     x = next(iter(batches(test, 12))).x0[:12]
                     show = torch.cat([x, overlay(x, ct[:12].argmax(1)), overlay(x, ft[:12].argmax(1))])
-                    path = setting.out / f"factorized-hierarchy-{file_name(spec)}-{name}.png"
+                    path = setting.pictures / f"factorized-hierarchy-{file_name(spec)}-{name}.png"
                     save_png(path, grid(show, columns=12), {"rows": "picture, first level, finest"})
                     report.pictures.append(path.name)
     report.conditions |= setting.conditions()

@@ -70,7 +70,7 @@ def run(setting: Setting) -> Report:
                 report.conditions |= {"steps": made.train.steps, "batch_size": made.train.batch_size}
                 if seed == setting.seeds[0]:
                     shown[row] = generated[:1000], codes[:1000]
-        report.pictures.append(plot(setting.out / "cofi-ring.png", shown))
+        report.pictures.append(plot(setting.pictures / "cofi-ring.png", shown))
         ours, *others = ROWS
         others = [row for row in others if row in rows]
         if ours not in rows or not others:

@@ -160,7 +160,7 @@ def run(setting: Setting) -> Report:
             )
         except ImportError as error:
             report.notes.append(f"GrabCut left out: {error}")
-        report.pictures.append(_picture(setting.out, spec, xt, yt, shown))
+        report.pictures.append(_picture(setting.pictures, spec, xt, yt, shown))
         _compare(report, spec)
         report.notes.append(f"{spec}, constants chosen on validation pictures: {'; '.join(choices)}")
     report.conditions |= setting.conditions(size=setting.size)

@@ -162,7 +162,7 @@ class Coarse(Stage):
         self.method, self.config = method, method.config.coarse
         self.entropy = method.prior.entropy
         self.noisy = int((method.prior.noise > 0).sum())  # entries that have a density
-        self.signs: list[Tensor] = []  # of this step's micro-batches: whether each looks collapsed
+        self.watched: list[Tensor] = []  # of this step's micro-batches
         parts = [method.encoder, method.frequencies, method.projector]
         critic = [p for part in parts if part is not None for p in part.parameters()]
         self.players = {"critic": critic}
@@ -174,16 +174,17 @@ class Coarse(Stage):
         codes, method = self.method.prior.codes, self.method
         if method.latents is not None:
             method.latents.fetch()
-        some = list(pictures(max(codes, 64)))
-        count = sum(len(part) for part in some)
+        count, first, alike = 0, None, True
+        for part in pictures(max(codes, 64)):
+            first = part[:1] if first is None else first
+            count, alike = count + len(part), alike and bool((part == first).all())
         if count < codes:
             fewer = f"set prior.bits to {count.bit_length() - 1} or less, or " if count > 1 else ""
             raise ValueError(
                 f"bits is {method.prior.bits}, which makes {codes} codes, and the pictures to train on are {count}: a "
                 f"code needs one at least; {fewer}add pictures"
             )
-        first = some[0][:1]
-        if all(bool((part == first).all()) for part in some):
+        if alike:
             raise ValueError(
                 f"{count} pictures were looked at and all are the same: there is nothing that a code could tell apart; "
                 f"`pellucid doctor` shows what the folder holds"
@@ -248,29 +249,24 @@ class Coarse(Stage):
         method = self.method
         spread = real_code.float().std(0).mean()
         said = {"_spread": spread}
-        bad = spread < 1e-3
+        agree = torch.ones_like(spread)  # where nothing is made, nothing is lost
+        moments: list[Tensor] = []
         if fake_code is not None and put_in is not None:
             z, code = put_in
             prior, fake_code = method.prior, fake_code.float()
             read = prior.read(fake_code)
             if isinstance(prior, BitCodes):
                 agree = (bits_of(read, prior.bits) == bits_of(code, prior.bits)).float().mean()
-                chance = 0.5
                 signed = prior.evidence(fake_code) * (1 - 2 * bits_of(code, prior.bits).float())
-                method.evidence_mean.lerp_(signed.mean(0), 0.01)
-                method.evidence_var.lerp_((signed - method.evidence_mean).square().mean(0), 0.01)
+                moments = [signed.mean(0), signed.square().mean(0)]
             else:
-                agree, chance = (read == code).float().mean(), 1 / prior.codes
+                agree = (read == code).float().mean()
             errors = (fake_code - z).square().mean(0)
             # lemma 1 with the sigma that makes the bound tightest: H(z) - d/2 log(2 pi e r / d), in nats
             within = (errors * (prior.noise > 0)).sum() / self.noisy
             bound = self.entropy - 0.5 * self.noisy * torch.log(2 * torch.pi * torch.e * within)
             said |= {"_read_back": agree, "_reciprocal_error": errors.sum(), "_information": bound}
-            # one batch is read back better than chance by luck now and then, and would set the count back
-            method.read_back.lerp_(agree, min(1.0, 10 / self.config.patience))
-            if int(method.coarse_steps) >= self.config.ramp:  # before, little is asked of the codes
-                bad = bad | (method.read_back < chance + 0.1 * (1 - chance))
-        self.signs.append(bad)
+        self.watched.append(torch.cat([spread[None], agree[None], *moments]))
         return said
 
     def ailing(self) -> bool:
@@ -278,10 +274,26 @@ class Coarse(Stage):
         return int(self.method.chance_steps) >= max(1, self.config.patience // 4)
 
     def after_step(self, step: int) -> None:
-        self.method.coarse_steps.add_(1)
-        counter = self.method.chance_steps
-        counter.copy_(torch.where(torch.stack(self.signs).all(), counter + 1, 0))
-        self.signs.clear()
+        method, counter = self.method, self.method.chance_steps
+        method.coarse_steps.add_(1)
+        # of the whole batch, whoever computed its parts: all processes have to come to one conclusion
+        watched = torch.stack(self.watched).mean(0)
+        self.watched.clear()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(watched)
+            watched /= torch.distributed.get_world_size()
+        spread, agree, moments = watched[0], watched[1], watched[2:]
+        if len(moments):
+            first, second = moments.chunk(2)
+            method.evidence_mean.lerp_(first, 0.01)
+            about = second - 2 * method.evidence_mean * first + method.evidence_mean.square()
+            method.evidence_var.lerp_(about, 0.01)
+        # one batch is read back better than chance by luck now and then, and would set the count back
+        method.read_back.lerp_(agree, min(1.0, 10 / self.config.patience))
+        chance = 0.5 if isinstance(method.prior, BitCodes) else 1 / method.prior.codes
+        asked = int(method.coarse_steps) > self.config.ramp // 2  # before, little is asked of the codes
+        lost = asked & (method.read_back < chance + 0.1 * (1 - chance))
+        counter.copy_(torch.where((spread < 1e-3) | lost, counter + 1, 0))
         if int(counter) >= self.config.patience:
             raise CollapseError(
                 f"the coarse stage has collapsed: for {self.config.patience} steps its codes could not be read back "

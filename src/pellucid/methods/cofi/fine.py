@@ -42,7 +42,8 @@ class FineConfig:
     dim: int = 64
     """D, entries of the fine code."""
     hierarchy: bool = True
-    """A direction for each ResBlock; without, one vector MLP(z_c, s) modulates all alike (the paper's ablation)."""
+    """A direction for each ResBlock; without (the paper's ablation), one vector of z_c and all s_i together, of which
+    every ResBlock has its own projection, as it has of z_c's with directions too."""
     kl: float = 1e-3
     """Weight of KL(q(s | x) || N(0, I)), nats summed over D, beside the mean squared error of the noise."""
     reciprocal: float = 0.1
@@ -179,7 +180,10 @@ class CodedStage(Stage):
 
         if net.encoder is None:
             found = net.eps(x_t, t, told * coarse, None)
-            yield "denoiser", {"denoise": denoising_loss(found, x_t, eps, logsnr, weighting=cfg.weighting).mean()}
+            yield (
+                "denoiser",
+                {"denoise": denoising_loss(found, x_t, eps, logsnr, weighting=cfg.weighting).mean()},
+            )
             return
         mean, logvar = net.posterior(clean)
         s = draw(mean, logvar, rng)  # eq. 17

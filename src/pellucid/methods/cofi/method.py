@@ -272,8 +272,8 @@ class CoFi(Method):
         if self.generator is None:
             return {}
         if isinstance(self.prior, BitCodes):
-            # a bit that is read against its own sense tells nothing: the sign stays the prior's
-            odds = 2 * self.prior.evidence(z) * self.evidence_mean.clamp(min=0) / self.evidence_var
+            # a bit that is read against its own sense tells next to nothing, and its sign stays the prior's
+            odds = 2 * self.prior.evidence(z) * self.evidence_mean.clamp(min=1e-6) / self.evidence_var
             return {"bits": torch.sigmoid(-odds)}
         return {"code": self.prior.log_likelihoods(z).softmax(1)}
 
@@ -308,6 +308,16 @@ class CoFi(Method):
         grain = self.grains[use["grain"]] if "grain" in use else self.grains[-1]
         net = {"coarse": None, "diffusion": self.diffusion, "fine": self.fine}[grain]
         fine = self.fine if grain == "fine" else None
+
+        if net is None and len(self.grains) > 1 and use.get("guidance_scale", 1.0) != 1.0:
+            raise ValueError(
+                f"guidance_scale is {use['guidance_scale']:g}, and grain coarse has no steps to guide; leave it out, "
+                f"or sample with grain={self.grains[-1]}"
+            )
+        if use["image"] is not None and controls.get("codes_from") is not None:
+            raise ValueError(
+                "codes_from says where codes come from, and here they are those of image; leave one of them out"
+            )
 
         # drawn in one order whatever is set, so that a control changes what it says and nothing else
         noise = torch.randn(
