@@ -66,8 +66,8 @@ def autoencoder(scale: Scale, data: DataSpec) -> AutoencoderConfig:
     if scale == "tiny":
         return AutoencoderConfig(channels=data.channels, base=8, multipliers=(1, 1))
     if scale == "cpu":
-        stages = (1, 2, 2) if data.size >= 32 else (1, 2)
-        return AutoencoderConfig(channels=data.channels, latent_channels=8, base=16, multipliers=stages)
+        widths = (1, 2, 2) if data.size >= 32 else (1, 2)
+        return AutoencoderConfig(channels=data.channels, latent_channels=8, base=16, multipliers=widths)
     stages = min(4, max(1, (data.size // 8).bit_length()))
     return AutoencoderConfig(
         channels=data.channels, base=128, multipliers=(1, 2, 4, 4)[:stages], blocks=2, middle_attention=True

@@ -214,7 +214,7 @@ def run(setting: Setting) -> Report:
     see = extractor(report, small=setting.scale == "tiny")
     report.columns = columns(see)
     fill(report, setting, ROWS, see)
-    bits = next((row for row in ("CoFi-UCGen (Noise)", GAN) if row in setting.chosen(ROWS)), None)
+    bits = next((row for row in ("CoFi-UCGen (Noise)", GAN) if row in setting.chosen(ROWS)), "")
     rivals = ["ClusterGAN", "  with a mixture for bits", "  with one-hot for bits"]
     for spec in setting.data if bits else ():
         pixels = next(row for d, row in report.rows if d == spec and row.startswith("k-means"))
