@@ -1,7 +1,7 @@
 """Kill a training run with SIGKILL at random moments, continue it, and compare it with one left alone.
 
     python scripts/kill_resume.py --rounds 20
-    python scripts/kill_resume.py --rounds 20 --recipe cofi --data ring
+    python scripts/kill_resume.py --rounds 20 --recipe cofi
 
 Each round starts or continues a run and kills it a moment after a step that is drawn from those of one stage;
 the stages take turns, so that kills land in every one, and now and then between two. Whenever each stage has had

@@ -3,8 +3,8 @@
     python scripts/results_tables.py            # writes them
     python scripts/results_tables.py --check    # exits 1 and names the tables that are not those of the files
 
-A table stands between two comments, `<!-- table NAME-DATA -->` and `<!-- end -->`; its figures are those of
-docs/results/NAME-DATA.json, which is what `pellucid reproduce NAME --data DATA` wrote.
+A table stands between two comments, `<!-- table FILE -->` and `<!-- end -->`; its figures are those of
+docs/results/FILE.json, which is what `pellucid reproduce` wrote: NAME-DATA.json of one data set, NAME.json of several.
 """
 
 from __future__ import annotations
@@ -81,11 +81,18 @@ BLOCK = re.compile(r"<!-- table (\S+) -->\s*(.*?)\s*<!-- end -->", re.DOTALL)
 
 
 def table(report: dict[str, Any]) -> str:
-    """A report's rows in Markdown: mean ± standard deviation over seeds; the default's name is bold."""
-    columns = COLUMNS[report["name"]]
-    lines = []
+    """A report's rows in Markdown: mean ± standard deviation over seeds; the default's name is bold.
+
+    Columns of rows that were not made are left out.
+    """
+    known = COLUMNS[report["name"]]
+    columns = {k: v for k, v in known.items() if any(k in row["figures"] for row in report["rows"])}
+    lines: list[str] = []
     for data in dict.fromkeys(row["data"] for row in report["rows"]):
-        lines += [f"| on {data} | " + " | ".join(columns.values()) + " |", "|---|" + "---|" * len(columns)]
+        lines += [""] * bool(lines) + [
+            f"| on {data} | " + " | ".join(columns.values()) + " |",
+            "|---|" + "---|" * len(columns),
+        ]
         for row in report["rows"]:
             if row["data"] == data:
                 name = row["row"].strip()

@@ -1246,22 +1246,21 @@ def test_methods_that_cannot_be_are_refused(wrong, said):
 # ---- through the engine
 
 
-def test_a_run_stopped_in_each_stage_and_at_their_borders_is_the_run_left_alone(tmp_path):
-    made = recipe(
-        "cofi", "tiny", DataSpec(spec="scenes", size=16), steps=4, batch_size=4, checkpoint_every=50
-    )
+@pytest.mark.parametrize(("name", "stages"), [("cofi", 3), ("cofi-coarse", 2)])
+def test_a_run_stopped_in_each_stage_and_at_their_borders_is_the_run_left_alone(tmp_path, name, stages):
+    made = recipe(name, "tiny", DataSpec(spec="scenes", size=16), steps=4, batch_size=4, checkpoint_every=50)
     data = Scenes(size=16, length=12)
     end = {}
-    for name, stop_after in (("alone", None), ("stopped", 3)):
+    for way, stop_after in (("alone", None), ("stopped", 3)):
         for _ in range(5):
             method = build(made)
             outcome = train(
-                method, data, made.train, tmp_path / name, meta=recipe_to_json(made), stop_after=stop_after
+                method, data, made.train, tmp_path / way, meta=recipe_to_json(made), stop_after=stop_after
             )
             if outcome.state == "done":
                 break
-        assert (outcome.state, outcome.step) == ("done", 12)
-        end[name] = [latest(tmp_path / name).tensors(part) for part in ("model", "ema", "optim")]
+        assert (outcome.state, outcome.step) == ("done", 4 * stages)
+        end[way] = [latest(tmp_path / way).tensors(part) for part in ("model", "ema", "optim")]
     for one, other in zip(end["alone"], end["stopped"], strict=True):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[k], other[k]) for k in one)

@@ -42,7 +42,7 @@ FREE = "  nothing held"
 ROWS = {
     "CoFi-UCGen (Noise)": Row(held=("bits", "fine"), controls={"codes_from": "noise"}, against_real=True),
     "CoFi-UCGen (Repar.)": Row(held=("bits", "fine"), controls={"codes_from": "pictures"}, against_real=True),
-    FREE: Row(),
+    FREE: Row(against_real=True),
     "  bits held": Row(held=("bits",)),
     "  fine code held": Row(held=("fine",)),
     "  both held": Row(held=("bits", "fine")),
