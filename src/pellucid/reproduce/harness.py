@@ -60,8 +60,8 @@ class Setting:
 
     @property
     def pictures(self) -> Path:
-        """Where pictures are drawn; the report puts them beside its table once it is known under which name."""
-        return self.out / ".drawn"
+        """Where this process draws; the report puts pictures beside its table once it is known under which name."""
+        return self.out / f".drawn-{os.getpid()}"
 
     def conditions(self, **more: Any) -> dict[str, Any]:
         """What a table says it was made under."""
@@ -148,12 +148,12 @@ class Report:
         while path.exists() and not self._like(path):
             number += 1
             path = out / f"{self.name}-{number}.json"
-        for i, name in enumerate(self.pictures):
-            drawn, end = setting.pictures / name, f"-{number}" if number > 1 else ""
-            self.pictures[i] = f"{drawn.stem}{end}{drawn.suffix}"
-            drawn.replace(out / self.pictures[i])
-        if setting.pictures.is_dir():
-            shutil.rmtree(setting.pictures)
+        end = f"-{number}" if number > 1 else ""
+        made = [setting.pictures / name for name in dict.fromkeys(self.pictures)]
+        self.pictures = [f"{picture.stem}{end}{picture.suffix}" for picture in made]
+        for picture, name in zip(made, self.pictures, strict=True):
+            picture.replace(out / name)
+        shutil.rmtree(setting.pictures, ignore_errors=True)  # a table may have none
         path.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
         path.with_suffix(".txt").write_text("\n".join(self.lines()) + "\n")
         return path

@@ -309,7 +309,7 @@ class CoFi(Method):
         net = {"coarse": None, "diffusion": self.diffusion, "fine": self.fine}[grain]
         fine = self.fine if grain == "fine" else None
 
-        if net is None and len(self.grains) > 1 and use.get("guidance_scale", 1.0) != 1.0:
+        if net is None and use.get("guidance_scale", 1.0) != 1.0:
             raise ValueError(
                 f"guidance_scale is {use['guidance_scale']:g}, and grain coarse has no steps to guide; leave it out, "
                 f"or sample with grain={self.grains[-1]}"
