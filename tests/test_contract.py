@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -12,25 +13,45 @@ from safetensors.torch import load_file, save_file
 from pellucid.data.catalog import open_data
 from pellucid.methods.registry import METHODS
 from pellucid.recipes import DataSpec, build, data_of, recipe, recipe_from_json, recipe_to_json, recipes
-from pellucid.types import Batch, Control
+from pellucid.types import Attribute, Batch, Control
 
 SIZE = 16
 
 
 def a_batch(shape: tuple[int, int, int] = (3, SIZE, SIZE), n: int = 4) -> Batch:
     rng = torch.Generator().manual_seed(0)
+    values = torch.arange(n)[:, None] // torch.tensor([1, 2]) % 2
     return Batch(
+        attributes=values,
         x0=torch.rand(n, *shape, generator=rng) * 2 - 1,
         labels=torch.arange(n) % 2,
         masks=(torch.rand(n, *shape[1:], generator=rng) > 0.6).long(),
     )
 
 
+TABLE = (Attribute(name="what", values=("a", "b")), Attribute(name="where", values=("c", "d")))
+
+
 def made(name: str):
     """A recipe for the data that is its own: pictures, or points."""
     channels, _, side = open_data(data_of(name), size=SIZE).shape
-    spec = DataSpec(spec=data_of(name), size=side, channels=channels, class_names=("a", "b"))
+    spec = DataSpec(
+        spec=data_of(name), size=side, channels=channels, class_names=("a", "b"), attributes=TABLE
+    )
     return recipe(name, "tiny", spec, steps=2)
+
+
+def seen_by(stage, batch: Batch) -> Batch:
+    """What the trainer would hand a stage: partners, and what it derives, where it asks for them."""
+    if stage.derives:
+        batch = replace(batch, derived=stage.derive(batch.x0))
+    if stage.shared:
+        each = math.comb(len(TABLE), stage.shared)
+        turned = [batch.map(lambda v, k=k: v.roll(k + 1, 0)) for k in range(each)]
+        x0 = torch.stack([t.x0 for t in turned], 1)
+        derived = {k: torch.stack([t.derived[k] for t in turned], 1) for k in batch.derived}
+        batch = replace(batch, partners=Batch(x0=x0, derived=derived))
+    return batch
 
 
 def some_steps(method, steps: int = 2) -> tuple[list[dict[str, float]], set[int]]:
@@ -38,9 +59,7 @@ def some_steps(method, steps: int = 2) -> tuple[list[dict[str, float]], set[int]
     seen, taught = [], set()
     for stage in method.stages():
         owned = {player: list(ps) for player, ps in stage.players.items()}
-        batch = a_batch(method.image_shape)
-        if stage.derives:
-            batch = replace(batch, derived=stage.derive(batch.x0))
+        batch = seen_by(stage, a_batch(method.image_shape))
         for step in range(steps):
             rng = torch.Generator().manual_seed(step)
             for player, terms in stage.losses(batch, rng):
@@ -137,6 +156,10 @@ def other_value(name: str, declared: Mapping[str, Control], shape: tuple[int, in
     given = {} if not other else {other: choice} if choice else other_value(other, declared, shape)
     if control.kind == "image":
         given[name] = a_batch(shape, 1).x0 * (-1 if control.needs else 1)
+    elif control.kind == "pictures":
+        given[name] = a_batch(shape, 3).x0 * (-1 if control.needs else 1)
+    elif control.kind == "images":
+        given[name] = {control.choices[0]: a_batch(shape, 1).x0}
     elif control.kind == "indices":
         given[name] = (int(control.low or 0),)
         if "strength" in declared:

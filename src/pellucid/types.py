@@ -4,6 +4,7 @@ Shapes, everywhere in the package:
 
     B  batch              C, H, W  channels, height, width
     K  regions            L        ResBlocks of a U-Net
+    m  attributes         P        partners of a sample in its group
     S  the shape of one sample without its batch axis, here (C, H, W)
 
 Images are float32 in [-1, 1] from the data package inwards; 0..255 exists only in files.
@@ -26,19 +27,31 @@ Affine = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Attribute:
+    """Something that a table says of every picture, and the values it takes there, in the order they are counted."""
+
+    name: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """Some samples of a data set, with whatever ground truth the data happens to carry.
 
-    Methods train on `x0` (and `labels` where they are class-conditional). `masks` and `truth` are
-    there to be scored against and no loss may read them, supervised baselines apart.
+    Methods train on `x0` (and `labels` where they are class-conditional, `attributes` where they are supervised by
+    groups). `masks` and `truth` are there to be scored against and no loss may read them, supervised baselines apart.
     """
 
     x0: Tensor
-    """(B, C, H, W) float32 in [-1, 1]."""
+    """(B, C, H, W) float32 in [-1, 1]; (B, C, 0, 0) for a stage that does not look at pictures (`Stage.looks`)."""
     labels: Tensor | None = None
     """(B,) int64 class indices."""
     masks: Tensor | None = None
     """(B, H, W) int64; 0 is ground, 1.. are objects."""
+    attributes: Tensor | None = None
+    """(B, m) int64 indices into the values of each attribute, -1 where the table has none."""
+    partners: Batch | None = None
+    """The samples that form a group with each of these (`data.groups`): axes (B, P, ...). For stages that are `grouped`."""
     truth: Mapping[str, Tensor] = field(default_factory=dict)
     """Further ground truth by name (attributes, depth, pose), batch axis first."""
     derived: Mapping[str, Tensor] = field(default_factory=dict)
@@ -47,15 +60,22 @@ class Batch:
     def __len__(self) -> int:
         return len(self.x0)
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with every tensor changed in one way, those of partners too."""
+        some = lambda value: None if value is None else change(value)
+        return Batch(
+            x0=change(self.x0),
+            labels=some(self.labels),
+            masks=some(self.masks),
+            attributes=some(self.attributes),
+            partners=None if self.partners is None else self.partners.map(change),
+            truth={k: change(v) for k, v in self.truth.items()},
+            derived={k: change(v) for k, v in self.derived.items()},
+        )
+
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""
-        return Batch(
-            x0=self.x0.to(device, non_blocking=True),
-            labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
-            masks=None if self.masks is None else self.masks.to(device, non_blocking=True),
-            truth={k: v.to(device, non_blocking=True) for k, v in self.truth.items()},
-            derived={k: v.to(device, non_blocking=True) for k, v in self.derived.items()},
-        )
+        return self.map(lambda value: value.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +99,11 @@ class Control:
     `int` and `float` lie in [low, high]; `choice` is one of `choices` (or an index into them);
     `image` is a (B, C, H, W) tensor in [-1, 1]; `indices` is a set of whole numbers in [low, high], as text "0,2";
     `bits` is a row of `high` switches, as text "01011"; `sliders` sets some of the numbers that `choices` names, each
-    in [low, high], as text "name=1.5,other=-1".
+    in [low, high], as text "name=1.5,other=-1"; `images` gives some of what `choices` names a picture each, as
+    {name: (B, C, H, W)}, in files "name=a.png,other=b.png"; `pictures` is any number of examples, (N, C, H, W), a folder.
     """
 
-    kind: Literal["int", "float", "choice", "image", "indices", "bits", "sliders"]
+    kind: Literal["int", "float", "choice", "image", "indices", "bits", "sliders", "images", "pictures"]
     help: str
     default: Any = None
     low: float | None = None
@@ -103,6 +124,10 @@ class Control:
         span = "" if low is None or self.high is None else f" [{low:g} to {self.high:g}]"
         if self.kind == "sliders":
             return f"sliders{span}: {', '.join(self.choices)}; e.g. {self.choices[0]}=1.5"
+        if self.kind == "images":
+            return f"pictures: {', '.join(self.choices)}; e.g. {self.choices[0]}=a.png"
+        if self.kind == "pictures":
+            return "a folder of pictures"
         if self.kind == "choice":
             return f"choice of {', '.join(self.choices)}"
         return self.kind + span

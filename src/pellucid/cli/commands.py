@@ -164,6 +164,8 @@ class Train:
     autoencoder: str | None = None
     """For recipes that work on latents: an AutoencoderKL of diffusers, as a folder, hf:NAME or hf:NAME:FOLDER, in
     place of the one that would be trained. It is frozen and kept in the run; give it again to continue one."""
+    begin_from: Path | None = None
+    """A run whose stages this recipe has too, such as one of diffae for gae: they are taken over, not trained again."""
     flip: bool = True
     """Mirror every other picture; --no-flip where left and right mean something, as in text."""
     resume: bool = True
@@ -203,6 +205,7 @@ class Train:
                 channels=data.shape[0],
                 class_names=data.class_names,
                 limit=self.limit,
+                attributes=data.attributes,
             ),
             seed=self.seed,
             device=self.device,
@@ -225,6 +228,7 @@ class Train:
             result = train(
                 method, data, made.train, where, meta=recipe_to_json(made),
                 preview=samples_of(made.method, made.train.seed), resume=self.resume, on_event=progress.on_event,
+                begin_from=self.begin_from,
             )  # fmt: skip
         if result.state == "paused":
             say(f"paused at step {result.step}; the same command continues it")

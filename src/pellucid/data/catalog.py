@@ -12,8 +12,10 @@ from pellucid.data.sources import FolderSource, HubSource, ParquetSource, Source
 
 BUILT_IN = {
     "scenes": "a procedural world of textured shapes, with every ground truth",
+    "toys": "a toy a picture, with a table of what it is, what it stands on and where it is seen",
     "emoji": "emoji over crops of photographs, with exact masks (fetched)",
     "emoji-plain": "the same emoji on white (fetched)",
+    "hands": "emoji of hands on white, with a table of sign, skin tone and who drew them (fetched)",
     "clipart": "drawings over crops of photographs, with exact masks (fetched)",
     "clipart-plain": "the same drawings on white (fetched)",
     "fashion": "Fashion-MNIST: 70,000 grey pictures of clothing in ten classes (fetched)",
@@ -63,6 +65,20 @@ def open_data(
         from pellucid.data.scenes import Scenes
 
         return Scenes(size=size, length=length, seed=seed, split=split, channels=channels)
+    if spec == "toys":
+        from pellucid.data.scenes import Toys
+
+        whole = {"train": 10_000, "val": 1_000, "test": 2_000}[split]
+        return Toys(
+            size=size, length=whole if limit is None else min(limit, whole), seed=seed, split=split, channels=channels
+        )
+    if spec == "hands":
+        from pellucid.data.composites import Hands
+
+        whole = {"train": 10_000, "val": 1_000, "test": 2_000}[split]
+        return Hands(
+            size=size, length=whole if limit is None else min(limit, whole), seed=seed, split=split, channels=channels
+        )
     if spec == "ring":
         from pellucid.data.ring import Ring
 

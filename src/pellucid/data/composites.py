@@ -20,9 +20,10 @@ import torch
 from PIL import Image
 
 from pellucid.data import fetch
+from pellucid.data.draws import Draws
 from pellucid.data.images import BadImage, cache_folder, decode, to_unit
 from pellucid.data.sources import Split
-from pellucid.types import Batch
+from pellucid.types import Attribute, Batch
 
 Kind = Literal["emoji", "clipart"]
 _VERSION = 3  # of the pictures: part of their fingerprint
@@ -227,10 +228,99 @@ def _span(length: int, size: int) -> tuple[int, int]:
     return (low, high + 1) if high >= low else (high, low + 1)
 
 
+SIGNS = (
+    "wave", "ok_hand", "+1", "-1", "facepunch", "the_horns", "v", "point_up_2", "point_left", "call_me_hand", "muscle",
+    "ear",
+)  # fmt: skip
+"""Short names of the emoji that `Hands` shows."""
+TONES = {"light": "1f3fb", "medium-light": "1f3fc", "medium": "1f3fd", "medium-dark": "1f3fe", "dark": "1f3ff"}
+VENDORS = ("google", "twitter")
+_SOLID = (0.25, 0.4)
+"""The share of the frame that a hand covers."""
+
+
+@lru_cache(maxsize=4)
+def _hands(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every hand (signs, tones, vendors, S, S, 4) premultiplied, and the height and width of each (.., 2)."""
+    root = fetch.get("emoji")
+    entries = {entry["short_name"]: entry for entry in json.loads((root / "emoji.json").read_text())}
+    pieces, sizes = [], []
+    for sign in SIGNS:
+        variants = entries[sign]["skin_variations"]
+        for tone in TONES.values():
+            for vendor in VENDORS:
+                path = root / vendor / "64" / variants[tone.upper()]["image"]
+                piece = _load_cutout(path, max(32, size))
+                if piece is None:
+                    raise ValueError(f"{path} is no picture of a hand; `pellucid data get emoji` fetches the set anew")
+                covered = piece[..., 3] > 0
+                pieces.append(piece)
+                sizes.append((covered.any(1).sum(), covered.any(0).sum()))
+    shape = (len(SIGNS), len(TONES), len(VENDORS))
+    return np.stack(pieces).reshape(*shape, *pieces[0].shape), np.array(sizes).reshape(*shape, 2)
+
+
+class Hands:
+    """Emoji of hands on white, with a table of three attributes: the sign, the tone of the skin, and who drew it.
+
+    12 x 5 x 2 drawings, each drawn uniformly. Place, size and light vary from picture to picture. All splits show the
+    same drawings: what is unseen in test pictures is where they lie, and of `groups.Subset` which values come together.
+    """
+
+    attributes = (
+        Attribute(name="sign", values=SIGNS),
+        Attribute(name="tone", values=tuple(TONES)),
+        Attribute(name="vendor", values=VENDORS),
+    )
+    class_names = SIGNS
+
+    def __init__(
+        self, *, size: int, split: Split = "train", length: int = 10_000, seed: int = 0, channels: int = 3
+    ) -> None:
+        if channels != 3:
+            raise ValueError("hands are colour pictures: channels must be 3")
+        self.shape, self.seed, self.split, self._length = (3, size, size), seed, split, length
+        self._pieces, self._sizes = _hands(size)
+        self.fingerprint = f"hands-v1-{split}-{size}-{seed}-{length}"
+        draw = Draws(seed, split, np.arange(length))
+        self.table: np.ndarray | None = np.stack([draw.choice(len(a.values)) for a in self.attributes], 1)
+        self._place, self._light = draw.uniform(3), draw.between(0.95, 1.05)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """The samples of (B,) indices, in that order."""
+        assert self.table is not None
+        size = self.shape[-1]
+        pixels = np.empty((len(indices), size, size, 3), np.uint8)
+        for row, index in enumerate(np.asarray(indices)):
+            which = tuple(self.table[index])
+            height, width = (int(v) for v in self._sizes[which])
+            piece = self._pieces[which][:height, :width]
+            share, across, down = self._place[index]
+            solid = max(1, int((piece[..., 3] >= 128).sum()))
+            scale = np.sqrt((_SOLID[0] + share * (_SOLID[1] - _SOLID[0])) * size * size / solid)
+            scale = min(scale, size / max(height, width))
+            new = (max(2, round(width * scale)), max(2, round(height * scale)))
+            hand = np.asarray(
+                Image.fromarray(np.ascontiguousarray(piece), "RGBa").resize(new, Image.Resampling.BILINEAR)
+            ).astype(np.float32)
+            top, left = (round(float(u) * (size - n)) for u, n in ((down, new[1]), (across, new[0])))
+            out = np.full((size, size, 3), 255, np.float32)
+            under = out[top : top + new[1], left : left + new[0]]
+            under[:] = under * (1 - hand[..., 3:] / 255) + hand[..., :3] * self._light[index]
+            pixels[row] = out.clip(0, 255).astype(np.uint8)
+        values = torch.from_numpy(self.table[np.asarray(indices)])
+        return Batch(x0=to_unit(pixels), labels=values[:, 0], attributes=values)
+
+
 class Photographs:
     """Crops of the fetched photographs, without masks."""
 
     class_names: tuple[str, ...] = ()
+    attributes: tuple[Attribute, ...] = ()
+    table: np.ndarray | None = None
 
     def __init__(self, *, size: int, split: Split = "train") -> None:
         self.shape = (3, size, size)

@@ -79,7 +79,7 @@ _PHOTOGRAPHS = (
 
 def of(name: str) -> str:
     """The set that has the files of a built-in one: emoji-plain shows those of emoji otherwise."""
-    return name.removesuffix("-plain")
+    return "emoji" if name == "hands" else name.removesuffix("-plain")
 
 
 def folder(name: str) -> Path:

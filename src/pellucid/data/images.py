@@ -36,7 +36,7 @@ from pellucid.data.decode import (
     prepare_mask,
 )
 from pellucid.data.sources import FolderSource, Record, Source, Split, key_bytes, limited, of_split
-from pellucid.types import Batch
+from pellucid.types import Attribute, Batch
 
 __all__ = [
     "BadImage",
@@ -74,6 +74,16 @@ class Dataset(Protocol):
 
     @property
     def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def attributes(self) -> tuple[Attribute, ...]:
+        """What a table says of every sample, where there is a table."""
+        ...
+
+    @property
+    def table(self) -> np.ndarray | None:
+        """That table: (N, m) int64 indices into the values of each attribute, -1 where it has none."""
+        ...
 
     @property
     def fingerprint(self) -> str:
@@ -117,10 +127,12 @@ class Squares:
         labels: np.ndarray | None = None,
         masks: np.ndarray | None = None,
         class_names: tuple[str, ...] = (),
+        attributes: tuple[Attribute, ...] = (),
+        table: np.ndarray | None = None,
     ) -> None:
         _, height, width, channels = pixels.shape
         self.shape = (channels, height, width)
-        self.class_names = class_names
+        self.class_names, self.attributes, self.table = class_names, attributes, table
         self.fingerprint = fingerprint
         self._pixels, self._labels, self._masks = pixels, labels, masks
 
@@ -134,6 +146,7 @@ class Squares:
             x0=to_unit(self._pixels[rows]),
             labels=None if self._labels is None else torch.from_numpy(self._labels[rows].astype(np.int64)),
             masks=None if self._masks is None else torch.from_numpy(self._masks[rows].astype(np.int64)),
+            attributes=None if self.table is None else torch.from_numpy(self.table[indices]),
         )
 
     def _at(self, indices: np.ndarray) -> np.ndarray:
@@ -200,7 +213,8 @@ class StoredImages(Squares):
         digest = hashlib.sha256(json.dumps([DECODER_VERSION, size, channels, background]).encode())
         stamps = hashlib.sha256(PIL.__version__.encode())
         for record in records:
-            digest.update(key_bytes(f"{record.key}\0{record.mark}\0{record.label}\n"))
+            told = "" if record.values in ((), (record.label,)) else f"\0{record.values}"
+            digest.update(key_bytes(f"{record.key}\0{record.mark}\0{record.label}{told}\n"))
             stamps.update(key_bytes(f"{record.where}\0{record.changed}\n"))
         fingerprint = digest.hexdigest()[:16]
 
@@ -214,7 +228,13 @@ class StoredImages(Squares):
         self.keys = tuple(records[row].key for row in self._rows)
         labels = np.array([r.label for r in records], dtype=np.int64) if source.class_names else None
         super().__init__(
-            pixels, fingerprint=fingerprint, labels=labels, masks=masks, class_names=source.class_names
+            pixels,
+            fingerprint=fingerprint,
+            labels=labels,
+            masks=masks,
+            class_names=source.class_names,
+            attributes=source.attributes,
+            table=np.array([records[r].values for r in self._rows]) if source.attributes else None,
         )
 
     def __len__(self) -> int:

@@ -39,14 +39,14 @@ ROOM = 64 << 20
 """Bytes of the disk that are left free."""
 
 
-def asked_for(order: Order, steps: int, *, flip: bool) -> np.ndarray:
+def asked_for(order: Order, steps: int, *, flip: bool, all_of_them: bool = False) -> np.ndarray:
     """Which samples some steps of an order ask for, over all ranks: (R,) int64, increasing.
 
     2 * index for a picture, 2 * index + 1 for its mirror image. From four epochs on nearly all are, and all are
-    named, whatever the number of steps.
+    named, whatever the number of steps; and with `all_of_them`, where any sample may be another's partner.
     """
     seen = steps * order.batch_size
-    if seen >= 4 * order.length:
+    if all_of_them or seen >= 4 * order.length:
         return np.arange(0, 2 * order.length, 1 if flip else 2, dtype=np.int64)
     at_once = Order(order.length, seen, order.seed)
     rows = 2 * at_once.indices(0)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from pellucid.data.draws import splitmix
+from pellucid.data.groups import Groups
 from pellucid.data.images import Dataset
 from pellucid.types import Batch
 
@@ -71,6 +72,13 @@ class Order:
         )
 
 
+    def uniform(self, step: int, salt: int, count: int) -> np.ndarray:
+        """`count` numbers for each of `indices(step)`, a function of (seed, position, salt): (B, count) in [0, 1)."""
+        own = splitmix(self.positions(step).astype(np.uint64) ^ _key(self.seed, salt, 2))
+        bits = splitmix(own[:, None] + np.arange(count, dtype=np.uint64))
+        return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
 @lru_cache(maxsize=4)
 def permutation(length: int, seed: int, epoch: int) -> np.ndarray:
     """The order of one epoch, (length,) int64, read-only.
@@ -94,7 +102,7 @@ class Loader:
     sample's position. Other truth (positions, poses) is dropped then: it would no longer be true.
 
     `derived` is asked for what is to be handed out with the samples of (B,) indices, of which those where
-    (B,) bool are mirrored.
+    (B,) bool are mirrored. `groups` draws partners for each sample. Without `pictures` none is decoded.
     """
 
     def __init__(
@@ -106,6 +114,8 @@ class Loader:
         *,
         flip: bool = False,
         derived: Callable[[np.ndarray, np.ndarray], Mapping[str, torch.Tensor]] | None = None,
+        groups: Groups | None = None,
+        pictures: bool = True,
     ) -> None:
         if order.length != len(dataset):
             raise ValueError(f"the order is over {order.length} samples and the data set has {len(dataset)}")
@@ -113,16 +123,34 @@ class Loader:
             raise ValueError(f"workers is {workers}: 0 or more")
         self.dataset, self.order, self.start_step = dataset, order, start_step
         self.workers, self.flip, self.derived = workers, flip, derived
+        self.groups, self.pictures = groups, pictures
 
     def batch(self, step: int) -> Batch:
         """This rank's batch of one step."""
-        indices = self.order.indices(step)
-        batch, coins = self.dataset.batch(indices), np.zeros(len(indices), dtype=bool)
+        indices, coins = self.order.indices(step), self.order.coins(step, salt=0)
+        batch = self._of(indices, coins & self.flip)
+        if self.groups is None:
+            return batch
+        each = self.groups.partners_each
+        found = self.groups.partners(indices, self.order.uniform(step, 1, each)).reshape(-1)
+        coins = self.order.uniform(step, 2, each).reshape(-1) < 0.5
+        partners = self._of(found, coins & self.flip)
+        return replace(batch, partners=partners.map(lambda v: v.unflatten(0, (len(indices), each))))
+
+    def _of(self, indices: np.ndarray, coins: np.ndarray) -> Batch:
+        """The samples of indices (B,), those where `coins` (B,) is true mirrored."""
+        if self.pictures:
+            batch = self.dataset.batch(indices)
+        else:
+            table = self.dataset.table
+            batch = Batch(
+                x0=torch.empty(len(indices), self.dataset.shape[0], 0, 0),
+                attributes=None if table is None else torch.from_numpy(table[indices]),
+            )
         if self.flip:
-            coins = self.order.coins(step, salt=0)
             turned = torch.from_numpy(coins)
             masks = None if batch.masks is None else mirror(batch.masks, turned)
-            batch = Batch(x0=mirror(batch.x0, turned), labels=batch.labels, masks=masks)
+            batch = replace(batch, x0=mirror(batch.x0, turned), masks=masks, truth={})
         return batch if self.derived is None else replace(batch, derived=self.derived(indices, coins))
 
     def __iter__(self) -> Iterator[Batch]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pellucid.data.draws import Draws
-from pellucid.types import Batch
+from pellucid.types import Attribute, Batch
 
 CLUSTERS = 4
 CONCENTRATION = 30.0
@@ -42,6 +42,8 @@ class Ring:
 
     shape = (2, 1, 1)
     class_names = CLASS_NAMES
+    attributes: tuple[Attribute, ...] = ()
+    table: np.ndarray | None = None
 
     def __init__(self, *, length: int, seed: int = 0, split: str = "train") -> None:
         if length < 1:

@@ -15,14 +15,14 @@ under the pose (0, 0, 1).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 
 from pellucid.data.draws import Draws
 from pellucid.data.images import Split
-from pellucid.types import Batch
+from pellucid.types import Attribute, Batch
 
 COLOURS = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink")
 TEXTURES = ("striped", "wavy", "checked", "dotted", "cloudy", "streaked")
@@ -33,6 +33,8 @@ _CAMERA = 3.0
 """The camera's distance from the ground, in half frames."""
 _COVERED = (0.14, 0.42)
 """The share of the frame that the objects cover together, as drawn; overlap takes some of it away."""
+_CHROMA = np.array([[0.08, 0.17]], np.float32)
+"""How strong colours are, least and most."""
 _CHUNK = 32
 """Images drawn at once: small enough for their intermediate arrays to stay in the processor's cache."""
 _WAVES = 8
@@ -187,7 +189,9 @@ class Scenes:
         channels: 3 for colour, 1 for luminance.
     """
 
-    class_names = SHAPES
+    class_names: tuple[str, ...] = SHAPES
+    attributes: tuple[Attribute, ...] = ()
+    table: np.ndarray | None = None
 
     def __init__(
         self,
@@ -355,6 +359,106 @@ class Scenes:
         )
 
 
+@dataclass(frozen=True)
+class _Toy:
+    shape: str
+    colour: str
+    texture: str
+
+
+TOYS = {
+    "heart": _Toy("heart", "red", "cloudy"),
+    "star": _Toy("star", "yellow", "striped"),
+    "moon": _Toy("moon", "blue", "dotted"),
+    "cross": _Toy("cross", "green", "checked"),
+    "ring": _Toy("ring", "purple", "streaked"),
+    "square": _Toy("square", "orange", "wavy"),
+}
+"""What a toy is: its shape, and what it is made of."""
+GROUNDS = tuple((texture, colour) for texture in ("striped", "cloudy") for colour in ("red", "yellow", "teal", "purple"))
+"""Texture and colour of what a toy stands on, duller than any toy."""
+PLACES = {"middle": (0.0, 0.0), "left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
+DISTANCES = {"near": 0.30, "far": 0.13}
+"""The share of the frame that a disc as large as the toy covers."""
+_OFF = {"near": 0.38, "far": 0.52}
+"""How far from the middle a place is, half frames."""
+
+
+class Toys(Scenes):
+    """One toy a picture, with a table of three attributes: what it is, what it stands on, where it is seen.
+
+    The factors of iLab-20M as DiffuseGAE takes them (identity, background, pose: 6 x 111 x 10 there), each drawn
+    uniformly and independently. What the table does not say (light, shadow, the exact place, turn, tones and the
+    phase of textures) varies within a value. `labels` are the identity; `truth` is that of `Scenes`.
+
+    Args:
+        size, length, seed, split, channels: as of `Scenes`.
+    """
+
+    class_names = tuple(TOYS)
+    attributes = (
+        Attribute(name="identity", values=tuple(TOYS)),
+        Attribute(name="background", values=tuple(f"{texture} {colour}" for texture, colour in GROUNDS)),
+        Attribute(name="pose", values=tuple(f"{place} {far}" for far in DISTANCES for place in PLACES)),
+    )
+
+    def __init__(
+        self, *, size: int, length: int = 10_000, seed: int = 0, split: Split = "train", channels: int = 3
+    ) -> None:
+        super().__init__(size=size, length=length, seed=seed, split=split, objects=(1, 1), channels=channels)
+        self.fingerprint = f"toys-v1-{self.fingerprint}"
+        self.table = self._values(np.arange(length))
+
+    def _values(self, indices: np.ndarray) -> np.ndarray:
+        """(B, 3), the first numbers drawn of a stream that the rest of the toys' draws continue."""
+        draw = self._draws(indices)
+        return np.stack([draw.choice(len(attribute.values)) for attribute in self.attributes], 1)
+
+    def _draws(self, indices: np.ndarray) -> Draws:
+        return Draws(self.seed + 1_000_003, self.split, indices)
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        assert self.table is not None
+        values = torch.from_numpy(self.table[np.asarray(indices, np.int64)])
+        return replace(super().batch(indices), attributes=values, labels=values[:, 0])
+
+    def _world(self, indices: np.ndarray) -> _World:
+        world = super()._world(indices)
+        draw = self._draws(indices)
+        identity, background, pose = (draw.choice(len(attribute.values)) for attribute in self.attributes)
+        toys = tuple(TOYS.values())
+        shape = np.array([SHAPES.index(toy.shape) for toy in toys])[identity][:, None]
+        of_toys = np.array([(COLOURS.index(t.colour), TEXTURES.index(t.texture)) for t in toys])[identity]
+        of_grounds = np.array([(COLOURS.index(c), TEXTURES.index(t)) for t, c in GROUNDS])[background]
+        colour, texture = np.stack([of_grounds, of_toys], 2).transpose(1, 0, 2)  # (B, 2) each: ground, then toy
+        far = np.array(list(DISTANCES.values()))[pose // len(PLACES)]
+        off = np.array(list(_OFF.values()))[pose // len(PLACES)]
+        place = np.array(list(PLACES.values()), np.float32)[pose % len(PLACES)] * off[:, None]
+        place = place + draw.between(-0.08, 0.08, 2)
+        on_screen = (2 * np.sqrt(far / _AREA[0]) * np.exp2(draw.between(-0.1, 0.1))).astype(np.float32)[:, None]
+        height = draw.between(0.1, 0.3, 1)
+        camera = np.concatenate([draw.between(-0.2, 0.2, 2), np.ones((len(indices), 1), np.float32)], 1)
+        nearness = _CAMERA / (_CAMERA - height)
+        carriers, waves, warp, mix, sharp = _textures(draw, texture)
+        return replace(
+            world,
+            shape=shape,
+            colour=colour,
+            texture=texture,
+            scale=on_screen / nearness,
+            place=(place / nearness).astype(np.float32)[:, None] + camera[:, None, :2],
+            height=height,
+            angle=draw.between(-0.25, 0.25, 1),
+            pose=camera,
+            tones=_tones(draw, colour, chroma=np.array([[0.04, 0.07], [0.13, 0.19]], np.float32)),
+            carriers=carriers,
+            waves=waves,
+            warp=warp,
+            mix=mix,
+            sharp=sharp,
+        )
+
+
 _LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)
 _LAB_TO_LMS = np.array(
     [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]],
@@ -388,18 +492,19 @@ def _spread(tries: np.ndarray, radius: np.ndarray, there: np.ndarray) -> np.ndar
     return places[np.arange(len(places)), slack.argmax(1)]
 
 
-def _tones(draw: Draws, colour: np.ndarray) -> np.ndarray:
+def _tones(draw: Draws, colour: np.ndarray, chroma: np.ndarray = _CHROMA) -> np.ndarray:
     """Two tones of each layer's hue, a dark and a light one: (B, M) -> (B, M, 2, 3) linear RGB, by OKLCh
-    (B. Ottosson, "A perceptual color space for image processing", 2020)."""
+    (B. Ottosson, "A perceptual color space for image processing", 2020). `chroma` (M or 1, 2) is the range of each."""
     layers = colour.shape[1]
     middle = draw.between(0.42, 0.75, layers, 1)
     contrast = draw.between(0.14, 0.34, layers, 1)
     lightness = middle + contrast * np.array([-0.5, 0.5], np.float32)
-    chroma = draw.between(0.08, 0.17, layers, 1) * np.ones(2, np.float32)
+    low, high = chroma[:, :1], chroma[:, 1:]
+    strength = draw.uniform(layers, 1) * (high - low) + low
     hue = (
         _HUES[colour][..., None] + draw.between(-0.15, 0.15, layers, 1) + draw.between(-0.15, 0.15, layers, 2)
     )
-    lab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], -1)
+    lab = np.stack([lightness, strength * np.cos(hue), strength * np.sin(hue)], -1)
     return ((lab @ _LAB_TO_LMS.T) ** 3 @ _LMS_TO_RGB.T).clip(0.002, 1)
 
 

@@ -20,7 +20,9 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from pellucid.data.attributes import of_folder
 from pellucid.data.decode import EXTENSIONS, Encoded
+from pellucid.types import Attribute
 
 Split = Literal["train", "val", "test"]
 
@@ -40,6 +42,8 @@ class Record:
     label: int | None = None
     split: Split | None = None
     """Where the data itself says which split it belongs to."""
+    values: tuple[int, ...] = ()
+    """Index of the value of each attribute of the source, -1 where it is not known."""
 
 
 class Source(Protocol):
@@ -47,6 +51,7 @@ class Source(Protocol):
 
     records: Sequence[Record]
     class_names: tuple[str, ...]
+    attributes: tuple[Attribute, ...]
     has_masks: bool
     unreadable: Sequence[tuple[str, str]]
     """(folder, reason) of what could not even be listed."""
@@ -108,6 +113,8 @@ class FolderSource:
     - `images/` and `masks/` with equal stems, below equal sub-folders if any: a labelled segmentation set.
     - `train/` with perhaps `val/` and `test/`: its own splits, each laid out like a folder.
     - every image below one of several sub-folders (of `images/`, where there is one): its name is the class.
+    - attributes: of `attributes.csv` beside the images; else of the sub-folders, where all images lie equally deep:
+      `red/left/1.png` has two, and `colour=red/side=left/1.png` names them (see `data.attributes`).
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
@@ -152,7 +159,12 @@ class FolderSource:
                     split=split,
                 )
             )
-        self.records: Sequence[Record] = sorted(records, key=lambda r: r.key)
+        records.sort(key=lambda r: r.key)
+        folders = {path: parents for _, parents, path, _ in found}
+        self.attributes, table = of_folder(self.root, {r.where[0]: folders[r.where[0]] for r in records})
+        self.records: Sequence[Record] = [
+            replace(record, values=tuple(row)) for record, row in zip(records, table.tolist(), strict=True)
+        ]
 
     def _list(
         self, split: Split | None, part: Path
@@ -210,6 +222,7 @@ class ParquetSource:
     """
 
     has_masks = False
+    attributes: tuple[Attribute, ...] = ()
     unreadable: Sequence[tuple[str, str]] = ()
 
     def __init__(
@@ -283,6 +296,7 @@ class TarSource:
     hold pickles make the whole shard suspect: it is refused.
     """
 
+    attributes: tuple[Attribute, ...] = ()
     unreadable: Sequence[tuple[str, str]] = ()
     PICKLES = frozenset({"pyd", "pickle", "pkl", "pck", "pth", "pt", "joblib", "dill"})
 
@@ -373,6 +387,7 @@ class HubSource:
     """
 
     has_masks = False
+    attributes: tuple[Attribute, ...] = ()
     unreadable: Sequence[tuple[str, str]] = ()
 
     def __init__(self, name: str) -> None:

@@ -26,6 +26,10 @@ class Stage:
     """The controls by which a sample shows what this stage has learned so far; None where no sample can."""
     derives: bool = False
     """Whether its losses need `batch.derived`."""
+    shared: int = 0
+    """How many attributes each sample's partners share with it, where its losses need `batch.partners`; 0 where not."""
+    looks: bool = True
+    """Whether its losses look at pictures; where not, none is decoded and `batch.x0` is empty."""
 
     def prepare(self, pictures: Pictures) -> None:
         """Called once, before the stage's first step: what is computed from pictures and not trained.
@@ -120,6 +124,13 @@ def _checked(name: str, control: Control, value: Any) -> Any:
         return _bits(name, control, value)
     if control.kind == "sliders":
         return _sliders(name, control, value)
+    if control.kind == "images":
+        return _images(name, control, value)
+    if control.kind == "pictures":
+        if not isinstance(value, Tensor) or value.ndim != 4 or not len(value):
+            told = f"a {type(value).__name__}" if not isinstance(value, Tensor) else f"{tuple(value.shape)}"
+            raise ValueError(f"{name} is {told}; it is one picture or more, an (N, C, H, W) tensor in [-1, 1]")
+        return value
     if not isinstance(value, Tensor):
         raise ValueError(
             f"{name} is a {type(value).__name__}; it is an image, a (B, C, H, W) tensor in [-1, 1]"
@@ -181,6 +192,19 @@ def _sliders(name: str, control: Control, value: Any) -> dict[str, float]:
     return found
 
 
+def _images(name: str, control: Control, value: Any) -> dict[str, Tensor]:
+    """{name of a part: picture} -> the same, checked."""
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError(f"{name} is {value!r}; write {control.choices[0]}=PICTURE, of {', '.join(control.choices)}")
+    for key, picture in value.items():
+        if key not in control.choices:
+            near = get_close_matches(str(key), control.choices, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{name} has no {key!r}; there are {', '.join(control.choices)}.{hint}")
+        _checked(f"{name}.{key}", Control(kind="image", help=""), picture)
+    return dict(value)
+
+
 class Method(nn.Module):
     """One system of the papers: its networks, its losses, how it samples and how it reads."""
 
@@ -215,10 +239,11 @@ class Method(nn.Module):
     def said(self, use: Mapping[str, Any]) -> dict[str, Any]:
         """Resolved controls as a user would give them again: choices by name, and no pictures."""
         named = {k: c.choices for k, c in self.controls.items() if c.kind == "choice"}
+        pictures = {k for k, c in self.controls.items() if c.kind in ("image", "images", "pictures")}
         return {
             k: named[k][v] if k in named and v is not None else v
             for k, v in use.items()
-            if not isinstance(v, Tensor)
+            if k not in pictures or v is None
         }
 
     def given(self, image: Tensor, n: int) -> Tensor:

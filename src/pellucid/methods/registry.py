@@ -13,12 +13,14 @@ from pellucid.methods.baselines.selfguided import SelfGuided, SelfGuidedConfig
 from pellucid.methods.baselines.supervised import Segmenter, SegmenterConfig
 from pellucid.methods.cofi.method import CoFi, CoFiConfig
 from pellucid.methods.factorized import Factorized, FactorizedConfig
+from pellucid.methods.gae.method import GAE, GAEConfig
 
 METHODS: dict[str, tuple[type, type[Method]]] = {
     "clustergan": (ClusterGANConfig, ClusterGAN),
     "cofi": (CoFiConfig, CoFi),
     "ddpm": (DDPMConfig, DDPM),
     "factorized": (FactorizedConfig, Factorized),
+    "gae": (GAEConfig, GAE),
     "icgan": (ICGANConfig, ICGAN),
     "infogan": (InfoGANConfig, InfoGAN),
     "mic": (MICConfig, MIC),

@@ -19,6 +19,7 @@ from pellucid.config import from_json, to_json
 from pellucid.methods.base import Method
 from pellucid.methods.registry import METHODS
 from pellucid.train.trainer import StageConfig, TrainConfig
+from pellucid.types import Attribute
 
 if TYPE_CHECKING:
     from pellucid.nets.vae import PretrainedConfig
@@ -39,6 +40,8 @@ class DataSpec:
     """The classes, where the recipe conditions on them."""
     limit: int | None = None
     """At most so many pictures."""
+    attributes: tuple[Attribute, ...] = ()
+    """What a table says of every picture, where the recipe learns from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +70,17 @@ Maker = Callable[..., tuple[str, Any, TrainConfig]]
 
 def recipes() -> Mapping[str, Maker]:
     """Every recipe by name."""
-    from pellucid.recipes import cofi, cofi_baselines, factorized
+    from pellucid.recipes import cofi, cofi_baselines, factorized, gae
 
-    return {**factorized.RECIPES, **cofi.RECIPES, **cofi_baselines.RECIPES}
+    return {**factorized.RECIPES, **cofi.RECIPES, **cofi_baselines.RECIPES, **gae.RECIPES}
 
 
 def data_of(name: str) -> str:
-    """The data set of a recipe that is told none: points for the recipes of points, `scenes` for all others."""
-    return "ring" if "-ring" in name else "scenes"
+    """The data set of a recipe that is told none: points for the recipes of points, pictures with a table of attributes
+    for those that learn by one, `scenes` for all others."""
+    from pellucid.recipes.gae import RECIPES as WITH_TABLE
+
+    return "ring" if "-ring" in name else "toys" if name in WITH_TABLE else "scenes"
 
 
 def recipe(
@@ -100,6 +106,8 @@ def recipe(
         raise ValueError(f"{name} has no stage on latents, and takes no autoencoder; cofi does")
     if not getattr(config, "class_names", ()):
         data = replace(data, class_names=())  # it does not matter to this run which classes there are
+    if not getattr(config, "attributes", ()):
+        data = replace(data, attributes=())
     train = {k: v for k, v in train.items() if v is not None}
     everywhere: dict[str, Any] = {
         k: None for k, v in train.items() if k in ("steps", "batch_size") or (k == "flip" and not v)
@@ -160,7 +168,7 @@ def recipe_to_json(made: Recipe) -> dict[str, Any]:
 def recipe_from_json(data: Mapping[str, Any], where: str = "config") -> Recipe:
     """The inverse of `recipe_to_json`, strict: an unknown or missing key is a ValueError.
 
-    Runs of before there were settings of stages have none, and are read.
+    Runs of before there were settings of stages, or attributes, have none, and are read.
     """
     fields = {"method", "scale", "config", "data", "train"}
     if set(data) != fields:
@@ -172,10 +180,13 @@ def recipe_from_json(data: Mapping[str, Any], where: str = "config") -> Recipe:
     train = data["train"]
     if isinstance(train, dict):
         train = {"stages": {}} | train
+    spec = data["data"]
+    if isinstance(spec, dict):
+        spec = {"attributes": []} | spec
     return Recipe(
         method=data["method"],
         scale=data["scale"],
         config=from_json(METHODS[data["method"]][0], data["config"], f"{where}.config"),
-        data=from_json(DataSpec, data["data"], f"{where}.data"),
+        data=from_json(DataSpec, spec, f"{where}.data"),
         train=from_json(TrainConfig, train, f"{where}.train"),
     )

@@ -268,7 +268,13 @@ def _planned(
     made = recipe(
         name,
         setting.scale,
-        DataSpec(spec=spec, size=data.shape[-1], channels=data.shape[0], class_names=data.class_names),
+        DataSpec(
+            spec=spec,
+            size=data.shape[-1],
+            channels=data.shape[0],
+            class_names=data.class_names,
+            attributes=data.attributes,
+        ),
         seed=seed,
         steps=setting.steps,
     )

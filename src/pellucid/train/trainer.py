@@ -37,6 +37,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
+from pellucid.data.groups import Groups
 from pellucid.data.images import Dataset
 from pellucid.data.latents import PART, Derived, asked_for, pictures, place_for, write
 from pellucid.data.order import Loader, Order
@@ -46,6 +47,7 @@ from pellucid.train.checkpoint import (
     best,
     digest,
     latest,
+    load_weights,
     mark_best,
     prune,
     read_checkpoint,
@@ -374,7 +376,14 @@ def _alone(run: Path) -> Iterator[None]:
         lock.release()
 
 
-def _claim(run: Path, recipe: Mapping[str, Any], data: str, lengths: Mapping[str, int], resume: bool) -> None:
+def _claim(
+    run: Path,
+    recipe: Mapping[str, Any],
+    data: str,
+    lengths: Mapping[str, int],
+    resume: bool,
+    begin_from: Path | None,
+) -> None:
     """Make the run folder ours: write config.json, or find that the one there is of the same run.
 
     `data` is the fingerprint of the pictures, `lengths` the steps of each stage, in order. A folder in which
@@ -409,6 +418,8 @@ def _claim(run: Path, recipe: Mapping[str, Any], data: str, lengths: Mapping[str
                 )
         ours = provenance()
         known: dict[str, Any] = {"made_by": ours, "data": seen}
+        if begin_from is not None:
+            known["began_from"] = str(begin_from)
         if began is not None:  # what began the run is kept beside what continues it
             known |= {k: v for k, v in began.items() if k != "recipe"}
             if known.get("made_by") != ours:
@@ -471,28 +482,31 @@ def train(
     resume: bool = True,
     on_event: Event = lambda kind, figures: None,
     stop_after: int | None = None,
+    begin_from: Path | None = None,
 ) -> TrainResult:
     """Train a method; continue where the run folder holds a checkpoint of the same recipe.
 
     SIGINT or SIGTERM saves and returns "paused". `stop_after` does the same after so many steps of
     this process. `meta` is the recipe as JSON; it goes into config.json and decides whether a folder
-    holds this run.
+    holds this run. Of a run at `begin_from`, which trained the first stages of this method and perhaps others, those
+    stages are taken over with its averaged weights, where nothing has been trained here yet.
 
     Raises TrainingError: the folder is of another run or cannot be written, a loss or gradient is not
     finite (the batch is saved, no optimiser has stepped), a stage has collapsed, memory does not suffice for one
     sample, `config.stages` names what the method does not have; CheckpointError where a checkpoint cannot be written.
     """
     _check_names(method, config)
+    groups = _groups(method, dataset)
     device = device_of(config.device)
     ranks = world(device)
     with stop_signals() as wanted, _alone(run) if ranks.main else contextlib.nullcontext():
         if ranks.main:
             lengths = {stage.name: config.of(stage.name).steps for stage in method.stages()}
-            _claim(run, meta, dataset.fingerprint, lengths, resume)
+            _claim(run, meta, dataset.fingerprint, lengths, resume, begin_from)
         ranks.wait()
-        return _Run(method, dataset, config, run, device, ranks, on_event, preview, meta).go(
-            wanted, stop_after
-        )
+        return _Run(
+            method, dataset, config, run, device, ranks, on_event, preview, meta, groups, begin_from
+        ).go(wanted, stop_after)
 
 
 def _check_names(method: Method, config: TrainConfig) -> None:
@@ -507,6 +521,19 @@ def _check_names(method: Method, config: TrainConfig) -> None:
                 raise TrainingError(f"stages.{name}.lr_of names a player {player!r}; the stage has {known}")
 
 
+def _groups(method: Method, dataset: Dataset) -> dict[int, Groups]:
+    """What draws partners, by how many attributes they share, for the stages that want some."""
+    wanted = {stage.shared for stage in method.stages()} - {0}
+    table = np.zeros((len(dataset), 0), dtype=np.int64) if dataset.table is None else dataset.table
+    try:
+        return {
+            shared: Groups(dataset.attributes, table, shared=shared, names=getattr(dataset, "keys", None))
+            for shared in wanted
+        }
+    except ValueError as error:
+        raise TrainingError(str(error)) from None
+
+
 class _Run:
     def __init__(
         self,
@@ -519,7 +546,10 @@ class _Run:
         on_event: Event,
         preview: Preview | None,
         meta: Mapping[str, Any],
+        groups: Mapping[int, Groups],
+        begin_from: Path | None,
     ) -> None:
+        self.groups, self.begin_from = groups, begin_from
         self.config, self.run, self.device, self.ranks = config, run, device, ranks
         self.identity = [
             meta.get("method"),
@@ -559,6 +589,8 @@ class _Run:
     def restore(self) -> None:
         found: Checkpoint | None = latest(self.run, say=lambda text: self.say("note", {"text": text}))
         if found is None:
+            if self.begin_from is not None:
+                self.take_over(self.begin_from)
             return
         own = self.method.state_dict()
         weights = found.tensors("model")
@@ -579,6 +611,29 @@ class _Run:
         if found.state.get("data") != self.dataset.fingerprint:
             text = "the pictures are not those that the run began with; it continues on what is there now"
             self.say("note", {"text": text})
+
+    def take_over(self, other: Path) -> None:
+        """Begin after the stages that another run has trained: those of which it holds every parameter."""
+        try:
+            weights = load_weights(other)
+        except ValueError as error:
+            raise TrainingError(f"cannot begin from {other}: {error}") from None
+        own = self.method.state_dict()
+        taken = {k: v for k, v in weights.items() if k in own and v.shape == own[k].shape}
+        covered = 0
+        while covered < len(self.owned) and self.owned[covered] <= taken.keys():
+            covered += 1
+        if not covered:
+            lost = sorted(self.owned[0] - taken.keys())
+            raise TrainingError(
+                f"{other} holds no stage of this method, or one of another size: it lacks {len(lost)} weights of the "
+                f"stage {self.stages[0].name}, such as {lost[0]}. Train with the settings of that run, or without it"
+            )
+        self.method.load_state_dict({k: placed(v, own[k]) for k, v in taken.items()}, strict=False)
+        self.ema.take(self.method)
+        self.step = sum(c.steps for c in self.configs[:covered])
+        names = ", ".join(stage.name for stage in self.stages[:covered])
+        self.say("note", {"text": f"{names} taken over from {other}"})
 
     def save(self, *, ailing: bool) -> None:
         # the step is the same on all ranks, and what is written is gathered by all: rank 0 writes for them
@@ -765,7 +820,7 @@ class _Run:
         """
         stage, own, ranks = self.stages[index], self.configs[index], self.ranks
         assert self.derived_from is not None
-        rows = asked_for(order, own.steps, flip=own.flip)
+        rows = asked_for(order, own.steps, flip=own.flip, all_of_them=stage.shared > 0)
         key = [self.dataset.fingerprint, *self.dataset.shape, stage.name, self.derived_from, self.identity]
         place = place_for(key, rows)
         kept = Derived.open(place, rows, check=True) if ranks.main else None
@@ -829,7 +884,7 @@ class _Run:
         loader = iter(
             Loader(
                 self.dataset, order, start_step=local, workers=config.workers, flip=own.flip,
-                derived=None if derived is None else derived.of,
+                derived=None if derived is None else derived.of, groups=self.groups.get(stage.shared), pictures=stage.looks,
             )
         )  # fmt: skip
         mark, mark_step = time.perf_counter(), self.step
@@ -924,23 +979,14 @@ def _opened(place: Path, rows: np.ndarray) -> Derived:
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:
-    part = lambda v: None if v is None else v[rows]
-    return Batch(
-        x0=batch.x0[rows], labels=part(batch.labels), masks=part(batch.masks),
-        truth={k: v[rows] for k, v in batch.truth.items()},
-        derived={k: v[rows] for k, v in batch.derived.items()},
-    )  # fmt: skip
+    return batch.map(lambda value: value[rows])
 
 
 def _formatted(batch: Batch, memory_format: torch.memory_format) -> Batch:
-    return replace(
-        batch,
-        x0=batch.x0.contiguous(memory_format=memory_format),
-        derived={
-            k: v.contiguous(memory_format=memory_format) if v.ndim == 4 else v
-            for k, v in batch.derived.items()
-        },
-    )
+    derived = {
+        k: v.contiguous(memory_format=memory_format) if v.ndim == 4 else v for k, v in batch.derived.items()
+    }
+    return replace(batch, x0=batch.x0.contiguous(memory_format=memory_format), derived=derived)
 
 
 def _text(value: float) -> float | str:

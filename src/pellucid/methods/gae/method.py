@@ -1,0 +1,491 @@
+"""DiffuseGAE as a user meets it: pictures whose attributes are taken apart, exchanged, slid and put together again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pellucid.methods.base import Method, Pictures, Stage, resolve
+from pellucid.methods.denoising import standard_controls
+from pellucid.methods.gae.autoencoder import (
+    CodedUNet,
+    CodeDiffusion,
+    DiffusionAutoencoding,
+    DiffusionConfig,
+    LatentConfig,
+    UnitCodes,
+)
+from pellucid.methods.swaps import columns_of, grouped
+from pellucid.nets.mlp import chain
+from pellucid.process.guidance import clipped
+from pellucid.process.loss import denoising_loss
+from pellucid.process.samplers import SAMPLERS, ddim, invert
+from pellucid.types import Attribute, Batch, Control, Readout, Sample
+
+LATENT_STEPS = 50
+"""Steps by which a code is drawn from the diffusion of codes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupConfig:
+    """The group-supervised autoencoder of codes: its parts, its networks, and the weights of its losses."""
+
+    parts: tuple[int, ...]
+    """Entries of each attribute's part of z_dis, in the order of the attributes."""
+    code: int = 100
+    """Entries of z_dis; what `parts` add up to."""
+    hidden: int = 256
+    """Between z_sem and z_dis: the encoder's two bottlenecks lead there and on, the decoder's back."""
+    blocks: int = 4
+    """MLP blocks, as wide as z_sem."""
+    skip: bool = True
+    """Residual blocks; without (the paper's ablation) only the decoder's last is one."""
+    shared: int = 1
+    """s of GROUP(C, s): how many attributes a partner shares."""
+    swap: float = 1.0
+    """Weight of the supervised swap beside the reconstruction, on cached codes."""
+    reassembly: float = 0.5
+    """Weight of the unsupervised reassembly, on cached codes."""
+    joint: bool = True
+    """Fine-tune everything together in the end, by the denoising loss too."""
+    joint_weight: float = 1.0
+    """gamma, the weight of the groups' losses there (eq. 12)."""
+    joint_swap: float = 0.5
+    joint_reassembly: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.parts or min(self.parts) < 1:
+            raise ValueError(f"parts is {self.parts}; each attribute's part has one entry at least")
+        if sum(self.parts) != self.code:
+            raise ValueError(
+                f"parts {self.parts} add up to {sum(self.parts)}, and the code has {self.code} entries: set both, as in "
+                f"--set group.code={sum(self.parts)}"
+            )
+        if self.hidden < 4 or self.blocks < 1:
+            raise ValueError(f"hidden is {self.hidden} and blocks {self.blocks}; at least 4 and 1")
+        for name in ("swap", "reassembly", "joint_weight", "joint_swap", "joint_reassembly"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; a weight, 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GAEConfig:
+    size: int = 64
+    channels: int = 3
+    diffusion: DiffusionConfig
+    latent: LatentConfig = field(default_factory=LatentConfig)
+    attributes: tuple[Attribute, ...] = ()
+    """What the table says of every picture; none for the diffusion autoencoder alone."""
+    group: GroupConfig | None = None
+    """None leaves the codes as the diffusion autoencoder has them."""
+
+    def __post_init__(self) -> None:
+        if self.diffusion.unet.channels != self.channels:
+            raise ValueError(
+                f"diffusion is for {self.diffusion.unet.channels} channels; the pictures have {self.channels}"
+            )
+        for what, stride in (("unet", self.diffusion.unet.stride), ("encoder", self.diffusion.encoder.stride)):
+            if self.size % stride:
+                raise ValueError(
+                    f"size is {self.size}, and diffusion.{what} halves it until it is {stride} times smaller: use a "
+                    f"multiple of {stride}"
+                )
+        if self.group is None:
+            if self.attributes:
+                raise ValueError("attributes are for group, which is not there: set both, or neither")
+            return
+        if len(self.group.parts) != len(self.attributes):
+            raise ValueError(
+                f"group.parts is {self.group.parts}, for {len(self.group.parts)} attributes; there are "
+                f"{len(self.attributes)} ({', '.join(a.name for a in self.attributes)})"
+            )
+        for attribute in self.attributes:
+            if len(attribute.values) < 2:
+                raise ValueError(
+                    f"the attribute {attribute.name!r} has {len(attribute.values)} value"
+                    f"{' alone, ' + repr(attribute.values[0]) if attribute.values else 's'}; nothing can be learned "
+                    f"of it: take its column out of the table"
+                )
+
+
+def option(name: str) -> str:
+    """An attribute's name as that of a control: "hair colour" -> "hair_colour"."""
+    return "".join(c if c.isalnum() else "_" for c in name.strip().lower())
+
+
+class GroupAutoencoder(nn.Module):
+    """z_sem (B, D) in units of its spread <-> z_dis (B, code), whose parts are the attributes (section 3.4)."""
+
+    def __init__(self, config: GroupConfig, dim: int) -> None:
+        super().__init__()
+        inward = (dim, config.hidden, config.code)
+        self.encoder = chain(inward, config.blocks, "layer", skip=config.skip)
+        self.decoder = chain(inward[::-1], config.blocks, "group", skip=config.skip)
+
+    def encode(self, z: Tensor) -> Tensor:
+        return self.encoder(z)
+
+    def decode(self, w: Tensor) -> Tensor:
+        return self.decoder(w)
+
+
+class Readers(nn.Module):
+    """What each part of z_dis holds: a linear classifier of its attribute's values, and where each value lies."""
+
+    def __init__(self, parts: tuple[int, ...], attributes: tuple[Attribute, ...]) -> None:
+        super().__init__()
+        sizes = [len(a.values) for a in attributes]
+        self.columns = columns_of(parts)
+        self.heads = nn.ModuleList(nn.Linear(p, k) for p, k in zip(parts, sizes, strict=True))
+        self.typical = nn.ParameterList(
+            nn.Parameter(0.01 * torch.randn(k, p)) for p, k in zip(parts, sizes, strict=True)
+        )
+
+    def shares(self, w: Tensor) -> list[Tensor]:
+        """w (B, code) -> of each attribute the probability of every value, (B, K)."""
+        return [
+            head(w[:, part]).float().softmax(1) for head, part in zip(self.heads, self.columns, strict=True)
+        ]
+
+    def losses(self, w: Tensor, values: Tensor) -> dict[str, Tensor]:
+        """Of codes (B, code) whose values (B, m) are known, or -1."""
+        read = where = w.new_zeros(())
+        for i, part in enumerate(self.columns):
+            known = (values[:, i] >= 0).nonzero()[:, 0]
+            if not len(known):
+                continue
+            held, value = w[known][:, part], values[known, i]
+            read = read + F.cross_entropy(self.heads[i](held).float(), value)
+            where = where + (self.typical[i][value] - held).square().mean()
+        return {"read": read, "typical": where}
+
+
+class GAE(Method):
+    """A diffusion autoencoder whose codes fall into parts, one an attribute; without attributes, that alone."""
+
+    name: ClassVar[str] = "gae"
+    reads_any_size: ClassVar[bool] = False
+    edits_vary: ClassVar[bool] = False
+
+    def __init__(self, config: GAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_shape = (config.channels, config.size, config.size)
+        dim = config.diffusion.dim
+        self.codes = UnitCodes(config.diffusion.encoder, dim)
+        self.denoiser = CodedUNet(config.diffusion, self.image_shape)
+        group = config.group
+        self.gae = None if group is None else GroupAutoencoder(group, dim)
+        self.readers = None if group is None else Readers(group.parts, config.attributes)
+        self.latent = CodeDiffusion(config.latent, dim)
+        self.columns = () if group is None else columns_of(group.parts)
+        self.controls, self.readouts = self._declared()
+
+    # ---- what a user may set and read --------------------------------------------------------
+
+    def _declared(self) -> tuple[dict[str, Control], dict[str, Readout]]:
+        standard = standard_controls(())
+        names = tuple(option(a.name) for a in self.config.attributes)
+        controls = {
+            "num_steps": standard["num_steps"],
+            "sampler": standard["sampler"],
+            "image": Control(kind="image", help="read this picture's code and noise, and start from them"),
+            "inversion_steps": Control(
+                kind="int", default=100, low=1, high=1000, needs="image",
+                help="network passes from a given picture to its noise; more come back closer to it",
+            ),
+            "noise": Control(
+                kind="choice", default="inferred", choices=("inferred", "random"), needs="image",
+                help="whether the picture's own noise is kept, and with it all that its code does not say, or drawn anew",
+            ),
+            "blend_with": Control(
+                kind="image", needs="image", help="a second picture, whose code and noise are blended with the first's"
+            ),
+            "blend": Control(
+                kind="float", default=0.5, low=0.0, high=1.0, needs="blend_with", help="share of the second picture"
+            ),
+            "towards": Control(
+                kind="pictures", help="pictures that show something: codes are moved that way; a folder"
+            ),
+            "away_from": Control(
+                kind="pictures", needs="towards", help="pictures that lack it, instead of typical ones; a folder"
+            ),
+            "amount": Control(
+                kind="float", default=1.0, low=-5.0, high=5.0, needs="towards",
+                help="how far: 1 is the way from the mean code of the ones to that of the others",
+            ),
+        }  # fmt: skip
+        dim = self.config.diffusion.dim
+        readouts: dict[str, Readout] = {}
+        if self.config.group is None:
+            return controls, {"code": Readout(kind="vector", shape=(dim,), help="the semantic code z_sem")}
+        controls["replace"] = Control(
+            kind="images", choices=names, help="pictures that parts are taken from, each as PART=picture"
+        )
+        controls["slide"] = Control(
+            kind="sliders", choices=names, low=0.0, high=1.0, needs="blend_with",
+            help="share of the second picture in single parts, in place of blend; the noise stays the first's",
+        )  # fmt: skip
+        for name, attribute in zip(names, self.config.attributes, strict=True):
+            if not name or name in controls or name in ("code", "seed", "n", "out", "run", "set", "json", "device"):
+                raise ValueError(
+                    f"an attribute is called {attribute.name!r}, which means something else here, or is there twice: "
+                    f"rename its column"
+                )
+            controls[name] = Control(
+                kind="choice", choices=attribute.values, help=f"the value of {attribute.name}, as it typically is"
+            )
+            readouts[name] = Readout(
+                kind="shares", shape=(len(attribute.values),), names=attribute.values,
+                help=f"how likely each value of {attribute.name} is, read from its own part alone",
+            )  # fmt: skip
+        readouts["code"] = Readout(
+            kind="vector", shape=(self.config.group.code,), help="the code z_dis, part by part"
+        )
+        return controls, readouts
+
+    def stages(self) -> tuple[Stage, ...]:
+        found: list[Stage] = [DiffusionAutoencoding(self.codes, self.denoiser)]
+        if self.config.group is not None:
+            found.append(GroupsOfCodes(self))
+            if self.config.group.joint:
+                found.append(Joint(self))
+        return (*found, Latents(self))
+
+    # ---- pictures and codes ------------------------------------------------------------------
+
+    def parts_of(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> z_dis (B, code), or without attributes z_sem (B, D) in units of its spread."""
+        unit = self.codes.unit(self.codes(x))
+        return unit if self.gae is None else self.gae.encode(unit).float()
+
+    def told(self, w: Tensor) -> Tensor:
+        """What the U-Net is told of a code as `parts_of` gives it: (B, D)."""
+        return self.codes.back(w if self.gae is None else self.gae.decode(w).float())
+
+    def describe(self, w: Tensor) -> dict[str, Tensor]:
+        """The readouts of codes as `parts_of` gives them."""
+        if self.readers is None:
+            return {"code": w}
+        names = [name for name in self.readouts if name != "code"]
+        return dict(zip(names, self.readers.shares(w), strict=True)) | {"code": w}
+
+    @torch.no_grad()
+    def read(self, x: Tensor, rng: torch.Generator, **controls: Any) -> dict[str, Tensor]:
+        """The code of pictures (B, C, H, W), and what each of its parts says, see `readouts`."""
+        resolve(self.controls, controls, reading=True)
+        return self.describe(self.parts_of(x))
+
+    # ---- sampling ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(self, n: int, rng: torch.Generator, **controls: Any) -> Sample:
+        """n pictures of drawn codes, or of a given picture's, with what the controls change; see `controls`.
+
+        With `image` the noise is that which DDIM turns into the picture under its own code (eq. 7), so that what no
+        control changes stays. Readouts are of the codes that the pictures were made of.
+        """
+        if n < 1:
+            raise ValueError(f"n is {n}; ask for at least one image")
+        use = resolve(self.controls, controls)
+        sampler = tuple(SAMPLERS)[use["sampler"]]
+        # drawn in one order whatever is set, so that a control changes what it says and nothing else
+        drawn = lambda *shape: torch.randn(n, *shape, generator=rng, device=rng.device).to(self.device)
+        x_T, latent = drawn(*self.image_shape), drawn(self.config.diffusion.dim)
+        if use["image"] is None:
+            unit = ddim(self.latent.denoise, latent, self.latent.levels(LATENT_STEPS), self.latent.schedule)
+            w = unit if self.gae is None else self.gae.encode(unit).float()
+        else:
+            if sampler == "ddpm" and use["noise"] == 0:
+                raise ValueError(
+                    "sampler is ddpm, which draws new noise at each step, so that nothing of the picture would stay; "
+                    "use ddim, heun or dpmpp_2m, or noise=random"
+                )
+            w, x_T = self._of_pictures(n, use, x_T)
+        w = self._set(w, use)
+        denoise = self.denoiser.denoiser(self.told(w))
+        if use["image"] is None or use["noise"]:  # the way back to a picture is the way there, where nothing was clipped
+            denoise = clipped(denoise)
+        images = SAMPLERS[sampler](
+            denoise, x_T, self.denoiser.levels(use["num_steps"]), self.denoiser.schedule, rng=rng
+        )
+        return Sample(images=images.clamp(-1, 1), readouts=self.describe(w), controls=self.said(use))
+
+    def _of_pictures(self, n: int, use: Mapping[str, Any], x_T: Tensor) -> tuple[Tensor, Tensor]:
+        """Code and noise of the given picture, or of two blended."""
+        found = []
+        for picture in [use["image"]] if use["blend_with"] is None else [use["image"], use["blend_with"]]:
+            x = self.given(picture, n)
+            w = self.parts_of(x)
+            found.append((w, self.inverted(x, w, use["inversion_steps"]) if use["noise"] == 0 else x_T))
+        if len(found) == 1:
+            return found[0]
+        (wa, na), (wb, nb) = found
+        if use.get("slide"):
+            w = wa.clone()
+            for name, share in use["slide"].items():
+                part = self._column(name)
+                w[:, part] = torch.lerp(wa[:, part], wb[:, part], share)
+            return w, na
+        return torch.lerp(wa, wb, use["blend"]), slerp(na, nb, use["blend"])
+
+    def inverted(self, x: Tensor, w: Tensor, num_steps: int) -> Tensor:
+        """The noise (B, C, H, W) that DDIM turns into pictures under their codes."""
+        levels = self.denoiser.levels(num_steps).flip(0)
+        return invert(self.denoiser.denoiser(self.told(w)), x, levels, self.denoiser.schedule)
+
+    def _column(self, name: str) -> slice:
+        return self.columns[list(self.controls["replace"].choices).index(name)]
+
+    def _set(self, w: Tensor, use: Mapping[str, Any]) -> Tensor:
+        """Codes with what the controls set."""
+        w = w.clone()
+        for name, picture in (use.get("replace") or {}).items():
+            w[:, self._column(name)] = self.parts_of(self.given(picture, len(w)))[:, self._column(name)]
+        if self.readers is not None:
+            for i, name in enumerate(self.controls["replace"].choices):
+                if use[name] is not None:
+                    if name in (use["replace"] or {}):
+                        raise ValueError(f"{name} is set, and also taken from a picture by replace: give one of them")
+                    w[:, self.columns[i]] = self.readers.typical[i][use[name]]
+        if use["towards"] is not None:
+            away = use["away_from"]
+            mean = lambda pictures: self.parts_of(pictures.to(self.device, torch.float32)).mean(0)
+            typical = self.parts_of_mean if away is None else mean(away)
+            w = w + use["amount"] * (mean(use["towards"]) - typical)
+        return w
+
+    @property
+    def parts_of_mean(self) -> Tensor:
+        """The code of what pictures are like on average."""
+        unit = torch.zeros(1, self.config.diffusion.dim, device=self.device)
+        return (unit if self.gae is None else self.gae.encode(unit).float())[0]
+
+
+def slerp(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
+    """From a to b (B, *S) along the arc between them, sample by sample: share 0 is a, 1 is b (Shoemake, 1985).
+
+    Lengths go evenly from one to the other. Noise lies close to a sphere, and a straight line would leave it.
+    `share` may be (B,).
+    """
+    shape = (-1, *(1,) * (a.ndim - 1))
+    t = torch.as_tensor(share, dtype=torch.float64, device=a.device).reshape(shape)
+    long_a, long_b = (v.double().flatten(1).norm(dim=1).view(shape) for v in (a, b))
+    unit_a, unit_b = a / long_a, b / long_b
+    cosine = (unit_a * unit_b).flatten(1).sum(1).clamp(-1, 1).view(shape)
+    angle = cosine.arccos()
+    sine = angle.sin()
+    straight = sine < 1e-6  # one direction, or opposite ones, between which there is no shortest arc
+    safe = torch.where(straight, torch.ones_like(sine), sine)
+    wa = torch.where(straight, 1 - t, ((1 - t) * angle).sin() / safe)
+    wb = torch.where(straight, t, (t * angle).sin() / safe)
+    return ((wa * unit_a + wb * unit_b) * torch.lerp(long_a, long_b, t)).to(a.dtype)
+
+
+class GroupsOfCodes(Stage):
+    """Refinement: the group-supervised autoencoder on codes of the frozen encoder (section 3.3, eq. 11)."""
+
+    name = "groups"
+    shows = None
+    derives = True
+    looks = False
+
+    def __init__(self, method: GAE) -> None:
+        assert method.config.group is not None
+        assert method.gae is not None
+        self.method, self.config, self.gae = method, method.config.group, method.gae
+        self.shared = self.config.shared
+        self.players = {"gae": list(self.gae.parameters())}
+
+    def prepare(self, pictures: Pictures) -> None:
+        self.method.codes.fit(pictures)
+
+    @torch.no_grad()
+    def derive(self, x0: Tensor) -> dict[str, Tensor]:
+        return {"z": self.method.codes.unit(self.method.codes(x0))}
+
+    def losses(self, batch: Batch, rng: torch.Generator) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        assert batch.partners is not None
+        assert batch.attributes is not None
+        found = grouped(
+            self.gae.encode, self.gae.decode, batch.derived["z"], batch.partners.derived["z"], self.config.parts, rng,
+            shared=self.shared, known=(batch.attributes >= 0).all(1),
+        )  # fmt: skip
+        terms = {"reconstruction": found.reconstruction, "swap": self.config.swap * found.swap}
+        if self.config.reassembly:
+            terms["reassembly"] = self.config.reassembly * found.reassembly
+        yield "gae", terms
+
+
+class Joint(Stage):
+    """Fine-tuning: the diffusion autoencoder hears what the group autoencoder makes of its codes (eq. 12)."""
+
+    name = "joint"
+    shows = None
+
+    def __init__(self, method: GAE) -> None:
+        assert method.config.group is not None
+        assert method.gae is not None
+        self.method, self.config, self.gae = method, method.config.group, method.gae
+        self.shared = self.config.shared
+        parts = (method.codes, method.denoiser, method.gae)
+        self.players = {"all": [p for part in parts for p in part.parameters()]}
+
+    def losses(self, batch: Batch, rng: torch.Generator) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        method, config = self.method, self.config
+        assert batch.partners is not None
+        assert batch.attributes is not None
+        b, p = batch.partners.x0.shape[:2]
+        everyone = torch.cat([batch.x0, batch.partners.x0.flatten(0, 1)])
+        unit = method.codes.unit(method.codes(everyone))
+        found = grouped(
+            self.gae.encode, self.gae.decode, unit[:b], unit[b:].unflatten(0, (b, p)), config.parts, rng,
+            shared=self.shared, known=(batch.attributes >= 0).all(1),
+        )  # fmt: skip
+        weight = config.joint_weight
+        terms = {
+            "denoise": method.denoiser.loss(batch.x0, method.codes.back(found.made.float()), rng),
+            "reconstruction": weight * found.reconstruction,
+            "swap": weight * config.joint_swap * found.swap,
+        }
+        if config.joint_reassembly:
+            terms["reassembly"] = weight * config.joint_reassembly * found.reassembly
+        yield "all", terms
+
+
+class Latents(Stage):
+    """What is learned of finished codes: their distribution, to draw from, and which value each part holds."""
+
+    name = "latents"
+    derives = True
+    looks = False
+
+    def __init__(self, method: GAE) -> None:
+        self.method = method
+        self.players = {"prior": list(method.latent.parameters())}
+        if method.readers is not None:
+            self.players["readers"] = list(method.readers.parameters())
+
+    def prepare(self, pictures: Pictures) -> None:
+        if self.method.gae is None:  # otherwise the parts were learned in the units of an earlier stage
+            self.method.codes.fit(pictures)
+
+    @torch.no_grad()
+    def derive(self, x0: Tensor) -> dict[str, Tensor]:
+        unit = self.method.codes.unit(self.method.codes(x0))
+        parts = {} if self.method.gae is None else {"w": self.method.gae.encode(unit).float()}
+        return {"z": unit} | parts
+
+    def losses(self, batch: Batch, rng: torch.Generator) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        latent, z = self.method.latent, batch.derived["z"]
+        z_t, t, logsnr, eps = latent.diffused(z, rng)
+        error = denoising_loss(latent.eps(z_t, t), z_t, eps, logsnr, weighting="v")
+        yield "prior", {"denoise": error.mean()}
+        if self.method.readers is not None:
+            assert batch.attributes is not None
+            yield "readers", self.method.readers.losses(batch.derived["w"], batch.attributes)

@@ -1,0 +1,130 @@
+"""Recipes of DiffuseGAE, of its ablations, and of what it is compared with.
+
+`paper` holds the paper's numbers where it gives them (sections 3.3, 3.4 and 4): z_sem of 512 entries, z_dis of 100 in
+parts of 60, 20 and 20, four MLP blocks and two bottlenecks, Adam at 4e-5 for the groups and 1e-5 for the fine-tuning;
+those of the diffusion autoencoder are Preechakul et al.'s (2022): 1e-4, batches of 128, averages of 0.9999. `cpu` is
+for two cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pellucid.methods.gae.autoencoder import DiffusionConfig, LatentConfig
+from pellucid.methods.gae.method import GAEConfig, GroupConfig
+from pellucid.nets.resnet import ResNetConfig
+from pellucid.recipes.cofi import unet
+from pellucid.recipes.factorized import predicts
+from pellucid.train.trainer import StageConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from pellucid.recipes import DataSpec, Maker, Scale
+
+
+def encoder(scale: Scale, data: DataSpec) -> ResNetConfig:
+    """The Alter-ResNet of a scale."""
+    if scale == "tiny":
+        return ResNetConfig(channels=data.channels, base=8, multipliers=(1, 2), blocks=(1, 2), attention=(0, 1))
+    if scale == "cpu":
+        return ResNetConfig(
+            channels=data.channels, base=24, multipliers=(1, 2, 4), blocks=(1, 1, 2), attention=(0, 0, 1)
+        )
+    stages = 3 if data.size < 64 else 4
+    small = ResNetConfig(channels=data.channels, base=32 if scale == "gpu" else 64)
+    return replace(
+        small, multipliers=small.multipliers[:stages], blocks=small.blocks[:stages], attention=small.attention[:stages]
+    )
+
+
+def diffusion(scale: Scale, data: DataSpec) -> DiffusionConfig:
+    few: dict[str, Any] = {"weighting": "v"} if scale in ("tiny", "cpu") else {}
+    return DiffusionConfig(
+        unet=unet(scale, data.channels, data.size),
+        encoder=encoder(scale, data),
+        dim={"tiny": 16, "cpu": 128, "gpu": 512, "paper": 512}[scale],
+        predicts=predicts(scale),
+        **few,
+    )
+
+
+def parts(scale: Scale, attributes: int) -> tuple[int, ...]:
+    """Sizes of the parts of z_dis: 60, 20, 20 for three attributes, as the paper has them; else equal ones."""
+    if scale == "tiny":
+        return (4,) * attributes
+    return (60, 20, 20) if attributes == 3 else (max(20, 100 // max(1, attributes)),) * attributes
+
+
+def training(scale: Scale) -> TrainConfig:
+    if scale == "tiny":
+        return TrainConfig(
+            steps=30, batch_size=8, lr=1e-3, ema_decay=0.9, flip=False, log_every=5, checkpoint_every=15,
+        )  # fmt: skip
+    if scale == "cpu":
+        return TrainConfig(
+            steps=2500, batch_size=32, lr=2e-3, ema_decay=0.995, warmup=50, decay=0.3, flip=False, log_every=20,
+            sample_every=0, checkpoint_every=500,
+            stages={
+                "groups": StageConfig(steps=1500, batch_size=128, lr=1e-3),
+                "joint": StageConfig(steps=300, batch_size=32, lr=2e-4),
+                "latents": StageConfig(steps=1000, batch_size=256, lr=1e-3),
+            },
+        )  # fmt: skip
+    if scale == "gpu":
+        return TrainConfig(
+            steps=40_000, batch_size=128, lr=2e-4, ema_decay=0.999, warmup=500, decay=0.2, precision="bf16",
+            flip=False, log_every=50, sample_every=0, checkpoint_every=2000, workers=4,
+            stages={
+                "groups": StageConfig(steps=20_000, batch_size=512, lr=2e-4),
+                "joint": StageConfig(steps=4_000, batch_size=64, lr=5e-5),
+                "latents": StageConfig(steps=10_000, batch_size=512, lr=2e-4),
+            },
+        )  # fmt: skip
+    return TrainConfig(
+        steps=200_000, batch_size=128, lr=1e-4, ema_decay=0.9999, flip=False, log_every=100, sample_every=0,
+        checkpoint_every=5000, workers=8,
+        stages={
+            "groups": StageConfig(steps=100_000, batch_size=256, lr=4e-5),
+            "joint": StageConfig(steps=20_000, batch_size=64, lr=1e-5),
+            "latents": StageConfig(steps=50_000, batch_size=256),
+        },
+    )  # fmt: skip
+
+
+def gae(
+    scale: Scale, data: DataSpec, *, group: bool = True, **options: Any
+) -> tuple[str, GAEConfig, TrainConfig]:
+    """DiffuseGAE; without `group` the diffusion autoencoder alone. `options` are fields of the group's config."""
+    train = training(scale)
+    latent = {"tiny": (16, 2), "cpu": (256, 4), "gpu": (1024, 10), "paper": (2048, 10)}[scale]
+    config = GAEConfig(
+        size=data.size,
+        channels=data.channels,
+        diffusion=diffusion(scale, data),
+        latent=LatentConfig(width=latent[0], depth=latent[1]),
+    )
+    if group:
+        if not data.attributes:
+            raise ValueError(
+                "gae learns by a table of attributes and this data has none: put an attributes.csv beside the pictures, "
+                "or sort them into folders (docs/data.md); diffae needs none"
+            )
+        sizes = parts(scale, len(data.attributes))
+        hidden = {"tiny": 16, "cpu": 128, "gpu": 256, "paper": 256}[scale]
+        grouped = GroupConfig(**{"parts": sizes, "code": sum(sizes), "hidden": hidden} | options)
+        config = replace(config, attributes=data.attributes, group=grouped)
+    stages = {"autoencoder", "latents"} | ({"groups"} if group else set())
+    stages |= {"joint"} if config.group is not None and config.group.joint else set()
+    return "gae", config, replace(train, stages={k: v for k, v in train.stages.items() if k in stages})
+
+
+RECIPES: Mapping[str, Maker] = {
+    "gae": gae,
+    "diffae": partial(gae, group=False),
+    "gae-no-swap": partial(gae, swap=0.0, joint_swap=0.0),
+    "gae-no-reassembly": partial(gae, reassembly=0.0, joint_reassembly=0.0),
+    "gae-no-joint": partial(gae, joint=False),
+    "gae-no-skip": partial(gae, skip=False),
+}
