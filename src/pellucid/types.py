@@ -51,7 +51,7 @@ class Batch:
     attributes: Tensor | None = None
     """(B, m) int64 indices into the values of each attribute, -1 where the table has none."""
     partners: Batch | None = None
-    """The samples that form a group with each of these (`data.groups`): axes (B, P, ...). For stages that are `grouped`."""
+    """The samples that form a group with each of these (`data.groups`): axes (B, P, ...). See `Stage.shared`."""
     truth: Mapping[str, Tensor] = field(default_factory=dict)
     """Further ground truth by name (attributes, depth, pose), batch axis first."""
     derived: Mapping[str, Tensor] = field(default_factory=dict)
@@ -100,7 +100,7 @@ class Control:
     `image` is a (B, C, H, W) tensor in [-1, 1]; `indices` is a set of whole numbers in [low, high], as text "0,2";
     `bits` is a row of `high` switches, as text "01011"; `sliders` sets some of the numbers that `choices` names, each
     in [low, high], as text "name=1.5,other=-1"; `images` gives some of what `choices` names a picture each, as
-    {name: (B, C, H, W)}, in files "name=a.png,other=b.png"; `pictures` is any number of examples, (N, C, H, W), a folder.
+    {name: (B, C, H, W)}, in files "name=a.png,other=b.png"; `pictures` are examples, (N, C, H, W), in files a folder.
     """
 
     kind: Literal["int", "float", "choice", "image", "indices", "bits", "sliders", "images", "pictures"]

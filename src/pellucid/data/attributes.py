@@ -48,8 +48,8 @@ def of_folder(root: Path, inside: Mapping[Path, Sequence[str]]) -> tuple[tuple[A
     Args:
         root: the folder; where it holds `TABLE`, that says everything.
         inside: each picture with the names of the sub-folders that it lies in. Without a table these are its values,
-            one attribute for each level, where all pictures lie equally deep: "class", or "level1" and so on, unless all
-            folders of a level say otherwise, as colour=red and colour=blue do.
+            one attribute for each level, where all pictures lie equally deep: "class", or "level1" and so on, unless
+            all folders of a level say otherwise, as colour=red and colour=blue do.
 
     Raises:
         ValueError: the table cannot be read, or names files that are not there.
@@ -73,17 +73,17 @@ def of_folder(root: Path, inside: Mapping[Path, Sequence[str]]) -> tuple[tuple[A
     if len(depths) != 1 or not depths - {0}:
         return (), np.zeros((len(inside), 0), dtype=np.int64)
     split = [[_named(folder) for folder in folders] for folders in inside.values()]
-    names = []
+    found = []
     depth = depths.pop()
     for level in range(depth):
         called = {row[level][0] for row in split}
         name = called.pop() if len(called) == 1 else None
-        names.append(name or (f"level{level + 1}" if depth > 1 else "class"))
+        found.append(name or (f"level{level + 1}" if depth > 1 else "class"))
     rows = [
         tuple(word if name else folder for (name, word), folder in zip(row, folders, strict=True))
         for row, folders in zip(split, inside.values(), strict=True)
     ]
-    return indexed(names, rows)
+    return indexed(found, rows)
 
 
 def read_table(path: Path) -> tuple[tuple[str, ...], dict[str, Words]]:
@@ -107,7 +107,9 @@ def read_table(path: Path) -> tuple[tuple[str, ...], dict[str, Words]]:
         raise ValueError(f"{path} is empty; its first row names the columns, as in file,colour,side")
     columns = [column.strip() for column in rows[0]]
     if len(columns) < 2:
-        raise ValueError(f"{path} has one column, {columns[0]!r}; it takes one of file names and one for each attribute")
+        raise ValueError(
+            f"{path} has one column, {columns[0]!r}; it takes one of file names and one for each attribute"
+        )
     twice = sorted({c for c in columns if columns.count(c) > 1})
     if "" in columns or twice:
         what = f"the column {twice[0]!r} twice" if twice and twice[0] else "a column without a name"

@@ -70,14 +70,22 @@ def open_data(
 
         whole = {"train": 10_000, "val": 1_000, "test": 2_000}[split]
         return Toys(
-            size=size, length=whole if limit is None else min(limit, whole), seed=seed, split=split, channels=channels
+            size=size,
+            length=whole if limit is None else min(limit, whole),
+            seed=seed,
+            split=split,
+            channels=channels,
         )
     if spec == "hands":
         from pellucid.data.composites import Hands
 
         whole = {"train": 10_000, "val": 1_000, "test": 2_000}[split]
         return Hands(
-            size=size, length=whole if limit is None else min(limit, whole), seed=seed, split=split, channels=channels
+            size=size,
+            length=whole if limit is None else min(limit, whole),
+            seed=seed,
+            split=split,
+            channels=channels,
         )
     if spec == "ring":
         from pellucid.data.ring import Ring

@@ -169,6 +169,8 @@ class Composites:
     ) -> None:
         if channels != 3:
             raise ValueError("composites are colour pictures: channels must be 3")
+        self.attributes: tuple[Attribute, ...] = ()
+        self.table: np.ndarray | None = None
         self.kind, self.split, self.length, self.seed, self.plain = kind, split, length, seed, plain
         self.shape = (3, size, size)
         self.cutouts, self.sizes, self.classes, known, self.grounds = _bank(kind, split, size)
@@ -233,7 +235,13 @@ SIGNS = (
     "ear",
 )  # fmt: skip
 """Short names of the emoji that `Hands` shows."""
-TONES = {"light": "1f3fb", "medium-light": "1f3fc", "medium": "1f3fd", "medium-dark": "1f3fe", "dark": "1f3ff"}
+TONES = {
+    "light": "1f3fb",
+    "medium-light": "1f3fc",
+    "medium": "1f3fd",
+    "medium-dark": "1f3fe",
+    "dark": "1f3ff",
+}
 VENDORS = ("google", "twitter")
 _SOLID = (0.25, 0.4)
 """The share of the frame that a hand covers."""
@@ -252,7 +260,9 @@ def _hands(size: int) -> tuple[np.ndarray, np.ndarray]:
                 path = root / vendor / "64" / variants[tone.upper()]["image"]
                 piece = _load_cutout(path, max(32, size))
                 if piece is None:
-                    raise ValueError(f"{path} is no picture of a hand; `pellucid data get emoji` fetches the set anew")
+                    raise ValueError(
+                        f"{path} is no picture of a hand; `pellucid data get emoji` fetches the set anew"
+                    )
                 covered = piece[..., 3] > 0
                 pieces.append(piece)
                 sizes.append((covered.any(1).sum(), covered.any(0).sum()))

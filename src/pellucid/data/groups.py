@@ -66,8 +66,9 @@ class Groups:
         for column, attribute in enumerate(attributes):
             if len(np.unique(table[known, column])) < 2:
                 raise ValueError(
-                    f"the attribute {attribute.name!r} has one value alone, {attribute.values[table[known, column][0]]!r}, "
-                    f"in all samples with a full row; nothing can be learned of it: take the column out"
+                    f"the attribute {attribute.name!r} has one value alone, "
+                    f"{attribute.values[table[known, column][0]]!r}, in all samples with a full row; nothing can be "
+                    f"learned of it: take the column out"
                 )
         self._members = np.flatnonzero(known)
         self._combinations, place = np.unique(table[known], axis=0, return_inverse=True)
@@ -78,7 +79,9 @@ class Groups:
         counts = np.bincount(place.reshape(-1), minlength=len(self._combinations))
         self._first = np.concatenate([[0], np.cumsum(counts)])
         self._marks = np.array([sum(1 << column for column in subset) for subset in self.subsets])
-        self._agreeing = lru_cache(maxsize=None if len(self._combinations) <= CHECKED else 4096)(self._candidates)
+        self._agreeing = lru_cache(maxsize=None if len(self._combinations) <= CHECKED else 4096)(
+            self._candidates
+        )
         if len(self._combinations) <= CHECKED:
             for combination in range(len(self._combinations)):
                 self._agreeing(combination)
@@ -110,7 +113,9 @@ class Groups:
         found = []
         for subset, wanted in zip(self.subsets, self._marks, strict=True):
             combos = np.flatnonzero(mark == wanted)
-            if not len(combos) and len(self.attributes) == len(subset):  # of one attribute: those of the same value
+            if not len(combos) and len(self.attributes) == len(
+                subset
+            ):  # of one attribute: those of the same value
                 combos = np.array([combination])
             if not len(combos):
                 raise ValueError(self._unformed(combination, subset))

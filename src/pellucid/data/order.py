@@ -71,7 +71,6 @@ class Order:
             splitmix(self.positions(step).astype(np.uint64) ^ _key(self.seed, salt, 1)) >> np.uint64(63) == 1
         )
 
-
     def uniform(self, step: int, salt: int, count: int) -> np.ndarray:
         """`count` numbers for each of `indices(step)`, a function of (seed, position, salt): (B, count) in [0, 1)."""
         own = splitmix(self.positions(step).astype(np.uint64) ^ _key(self.seed, salt, 2))

@@ -375,7 +375,9 @@ TOYS = {
     "square": _Toy("square", "orange", "wavy"),
 }
 """What a toy is: its shape, and what it is made of."""
-GROUNDS = tuple((texture, colour) for texture in ("striped", "cloudy") for colour in ("red", "yellow", "teal", "purple"))
+GROUNDS = tuple(
+    (texture, colour) for texture in ("striped", "cloudy") for colour in ("red", "yellow", "teal", "purple")
+)
 """Texture and colour of what a toy stands on, duller than any toy."""
 PLACES = {"middle": (0.0, 0.0), "left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
 DISTANCES = {"near": 0.30, "far": 0.13}
@@ -430,12 +432,16 @@ class Toys(Scenes):
         shape = np.array([SHAPES.index(toy.shape) for toy in toys])[identity][:, None]
         of_toys = np.array([(COLOURS.index(t.colour), TEXTURES.index(t.texture)) for t in toys])[identity]
         of_grounds = np.array([(COLOURS.index(c), TEXTURES.index(t)) for t, c in GROUNDS])[background]
-        colour, texture = np.stack([of_grounds, of_toys], 2).transpose(1, 0, 2)  # (B, 2) each: ground, then toy
+        colour, texture = np.stack([of_grounds, of_toys], 2).transpose(
+            1, 0, 2
+        )  # (B, 2) each: ground, then toy
         far = np.array(list(DISTANCES.values()))[pose // len(PLACES)]
         off = np.array(list(_OFF.values()))[pose // len(PLACES)]
         place = np.array(list(PLACES.values()), np.float32)[pose % len(PLACES)] * off[:, None]
         place = place + draw.between(-0.08, 0.08, 2)
-        on_screen = (2 * np.sqrt(far / _AREA[0]) * np.exp2(draw.between(-0.1, 0.1))).astype(np.float32)[:, None]
+        on_screen = (2 * np.sqrt(far / _AREA[0]) * np.exp2(draw.between(-0.1, 0.1))).astype(np.float32)[
+            :, None
+        ]
         height = draw.between(0.1, 0.3, 1)
         camera = np.concatenate([draw.between(-0.2, 0.2, 2), np.ones((len(indices), 1), np.float32)], 1)
         nearness = _CAMERA / (_CAMERA - height)

@@ -129,7 +129,9 @@ def _checked(name: str, control: Control, value: Any) -> Any:
     if control.kind == "pictures":
         if not isinstance(value, Tensor) or value.ndim != 4 or not len(value):
             told = f"a {type(value).__name__}" if not isinstance(value, Tensor) else f"{tuple(value.shape)}"
-            raise ValueError(f"{name} is {told}; it is one picture or more, an (N, C, H, W) tensor in [-1, 1]")
+            raise ValueError(
+                f"{name} is {told}; it is one picture or more, an (N, C, H, W) tensor in [-1, 1]"
+            )
         return value
     if not isinstance(value, Tensor):
         raise ValueError(
@@ -195,7 +197,9 @@ def _sliders(name: str, control: Control, value: Any) -> dict[str, float]:
 def _images(name: str, control: Control, value: Any) -> dict[str, Tensor]:
     """{name of a part: picture} -> the same, checked."""
     if not isinstance(value, Mapping) or not value:
-        raise ValueError(f"{name} is {value!r}; write {control.choices[0]}=PICTURE, of {', '.join(control.choices)}")
+        raise ValueError(
+            f"{name} is {value!r}; write {control.choices[0]}=PICTURE, of {', '.join(control.choices)}"
+        )
     for key, picture in value.items():
         if key not in control.choices:
             near = get_close_matches(str(key), control.choices, n=1)

@@ -119,6 +119,10 @@ class FactorizedConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it lies between 0 and 1")
         if self.explain_weight < 0:
             raise ValueError(f"explain_weight is {self.explain_weight}; it is at least 0")
+        if self.unet.stem != 1:
+            raise ValueError(
+                f"unet.stem is {self.unet.stem}; masks are as fine as the pixels, so that it is 1 here"
+            )
         if self.size % self.unet.stride:
             raise ValueError(
                 f"size is {self.size}; {len(self.unet.multipliers)} stages need a multiple of {self.unet.stride}"

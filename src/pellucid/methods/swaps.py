@@ -1,7 +1,7 @@
 """Learning by groups: what codes have to be so that parts of them may change places between samples.
 
-Shared by DiffuseGAE, whose samples are latent codes, and by GZS-Net (Ge et al., "Zero-shot Synthesis with Group-Supervised
-Learning", 2021), whose samples are pictures.
+Shared by DiffuseGAE, whose samples are latent codes, and by GZS-Net (Ge et al., "Zero-shot Synthesis with
+Group-Supervised Learning", 2021), whose samples are pictures.
 
     B  samples, each with P partners; *S  a sample's shape; D  entries of a code, in m parts
 """
@@ -75,7 +75,9 @@ def grouped(
     b, p = partners.shape[:2]
     subsets = tuple(combinations(range(len(parts)), shared))
     if p != len(subsets):
-        raise ValueError(f"there are {p} partners; {len(parts)} parts, {shared} of them shared, take {len(subsets)}")
+        raise ValueError(
+            f"there are {p} partners; {len(parts)} parts, {shared} of them shared, take {len(subsets)}"
+        )
     everyone = torch.cat([samples[:, None], partners], 1)  # (B, 1 + P, *S)
     codes = encode(everyone.flatten(0, 1)).unflatten(0, (b, 1 + p))  # (B, 1 + P, D)
     own, theirs = codes[:, :1], codes[:, 1:]

@@ -1,11 +1,12 @@
 """Networks of vectors: residual blocks that keep or change the width, and a denoiser of latent codes.
 
-    B  batch; D  entries of a code
+B  batch; D  entries of a code
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -61,7 +62,7 @@ def chain(widths: Sequence[int], blocks: int, norm: Norm, *, skip: bool = True) 
     inward = widths[0] >= widths[-1]
     between = [
         BottleneckBlock(a, b, norm, skip=skip or (inward and i == n - 1))
-        for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
+        for i, (a, b) in enumerate(pairwise(widths))
     ]
     wide = [
         MLPBlock(max(widths[0], widths[-1]), norm, skip=skip or (not inward and i == blocks - 1))
@@ -80,9 +81,7 @@ class LatentDenoiser(nn.Module):
         super().__init__()
         self.time = time
         self.embed = nn.Sequential(nn.Linear(time, width), nn.SiLU(), nn.Linear(width, width))
-        self.inner = nn.ModuleList(
-            nn.Linear(dim if i == 0 else width + dim, width) for i in range(depth)
-        )
+        self.inner = nn.ModuleList(nn.Linear(dim if i == 0 else width + dim, width) for i in range(depth))
         self.scales = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))
         self.tail = nn.Linear(width + dim, dim)

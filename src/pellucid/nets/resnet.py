@@ -1,6 +1,6 @@
-"""Alter-ResNet: a residual network whose stages end in attention (Park and Kim, "How Do Vision Transformers Work?", 2022).
+"""Alter-ResNet: a residual network whose stages end in attention.
 
-Convolutions first and attention last in every stage: the one lets what varies quickly through, the other averages it,
+After Park and Kim, "How Do Vision Transformers Work?" (2022). Convolutions first and attention last in every stage: the one lets what varies quickly through, the other averages it,
 and a stage that ends in an average hands on less noise. DiffuseGAE (section 3.2, figure 3) takes group norms and SiLU.
 """
 
@@ -55,7 +55,7 @@ class ResNetConfig:
 
 
 class AlterResNet(nn.Module):
-    """(B, C, H, W) -> (B, outputs): stages of convolution and attention, a norm, the mean over places, one linear map."""
+    """(B, C, H, W) -> (B, outputs): stages of convolution and attention, a norm, the mean over places, a linear map."""
 
     def __init__(self, cfg: ResNetConfig, outputs: int) -> None:
         super().__init__()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pellucid.nets.attention import SelfAttention
 from pellucid.nets.blocks import Down, NormSiLU, Padding, ResBlock, Up, conv3, zeroed
@@ -25,6 +26,9 @@ class UNetConfig:
 
     channels: int = 3
     """Channels of the image, in and out."""
+    stem: int = 1
+    """Pixels of a side that the first and last convolutions take at once; 2 leaves out the full size, and with it most
+    of the arithmetic. `base` is then the width at half the size."""
     base: int = 64
     """Channels of the first stage."""
     multipliers: tuple[int, ...] = (1, 2, 3, 4)
@@ -45,6 +49,8 @@ class UNetConfig:
                 f"a U-Net needs base >= 4, blocks >= 1 and a multiplier; got base={self.base}, "
                 f"blocks={self.blocks}, multipliers={self.multipliers}"
             )
+        if self.stem not in (1, 2, 4):
+            raise ValueError(f"stem is {self.stem}; it is 1, 2 or 4 pixels of a side")
         if any(not 0 <= s < len(self.multipliers) for s in self.attention):
             raise ValueError(
                 f"attention={self.attention} names a stage that is not there; stages run from 0 to "
@@ -58,7 +64,7 @@ class UNetConfig:
     @property
     def stride(self) -> int:
         """What height and width must be divisible by."""
-        return 2 ** (len(self.multipliers) - 1)
+        return self.stem * 2 ** (len(self.multipliers) - 1)
 
     def heads(self, width: int) -> int:
         return max(1, width // self.head_width) if width % self.head_width == 0 else 1
@@ -100,7 +106,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.cfg = cfg
         widths = cfg.stage_widths
-        self.head = conv3(cfg.channels + in_extra, cfg.base, padding_mode=cfg.padding_mode)
+        self.head = conv3((cfg.channels + in_extra) * cfg.stem**2, cfg.base, padding_mode=cfg.padding_mode)
         self.stages = nn.ModuleList()
         self.downs = nn.ModuleList()
         c = cfg.base
@@ -119,10 +125,10 @@ class Encoder(nn.Module):
         stride = self.cfg.stride
         if x.shape[-1] % stride or x.shape[-2] % stride:
             raise ValueError(
-                f"the image is {x.shape[-2]}x{x.shape[-1]}; this U-Net halves the size "
-                f"{len(self.downs)} times, so both sides must be multiples of {stride}"
+                f"the image is {x.shape[-2]}x{x.shape[-1]}; this U-Net makes it {stride} times smaller, so both sides "
+                f"must be multiples of {stride}"
             )
-        h = self.head(x)
+        h = self.head(x if self.cfg.stem == 1 else F.pixel_unshuffle(x, self.cfg.stem))
         skips = [h]
         i = 0
         for s, blocks in enumerate(self.stages):
@@ -182,13 +188,14 @@ class Decoder(nn.Module):
             if s:
                 self.ups.append(Up(c, padding_mode=cfg.padding_mode))
         self.norm = NormSiLU(c)
-        tail = conv3(c, out_channels or cfg.channels, padding_mode=cfg.padding_mode)
+        self.stem = cfg.stem
+        tail = conv3(c, (out_channels or cfg.channels) * cfg.stem**2, padding_mode=cfg.padding_mode)
         self.tail = zeroed(tail) if zero_tail else tail
         self.widths = tuple(w for w in reversed(widths) for _ in range(cfg.blocks + 1))
         self.feature_width = c
 
     def features(self, h: Tensor, skips: Sequence[Tensor], *mods: Modulation) -> Tensor:
-        """Everything but the last convolution: (B, feature_width, H, W)."""
+        """Everything but the last convolution: (B, feature_width, H / stem, W / stem)."""
         rest = list(skips)
         i = 0
         for s, blocks in enumerate(self.stages):
@@ -201,7 +208,12 @@ class Decoder(nn.Module):
 
     def forward(self, h: Tensor, skips: Sequence[Tensor], *mods: Modulation) -> Tensor:
         """h and skips as the Encoder gave them -> (B, out_channels, H, W)."""
-        return self.tail(self.features(h, skips, *mods))
+        return self.concluded(self.features(h, skips, *mods))
+
+    def concluded(self, features: Tensor) -> Tensor:
+        """The last convolution: what `features` gave -> (B, out_channels, H, W)."""
+        out = self.tail(features)
+        return out if self.stem == 1 else F.pixel_shuffle(out, self.stem)
 
 
 class UNet(nn.Module):
@@ -226,4 +238,4 @@ class UNet(nn.Module):
         return self.decoder.features(h, skips, *(p[2] for p in parts))
 
     def forward(self, x: Tensor, *mods: Modulation) -> Tensor:
-        return self.decoder.tail(self.features(x, *mods))
+        return self.decoder.concluded(self.features(x, *mods))

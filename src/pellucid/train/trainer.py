@@ -884,7 +884,8 @@ class _Run:
         loader = iter(
             Loader(
                 self.dataset, order, start_step=local, workers=config.workers, flip=own.flip,
-                derived=None if derived is None else derived.of, groups=self.groups.get(stage.shared), pictures=stage.looks,
+                derived=None if derived is None else derived.of, groups=self.groups.get(stage.shared),
+                pictures=stage.looks,
             )
         )  # fmt: skip
         mark, mark_step = time.perf_counter(), self.step

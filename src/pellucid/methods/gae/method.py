@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from pellucid.methods.base import Method, Pictures, Stage, resolve
 from pellucid.methods.denoising import standard_controls
 from pellucid.methods.gae.autoencoder import (
-    CodedUNet,
     CodeDiffusion,
+    CodedUNet,
     DiffusionAutoencoding,
     DiffusionConfig,
     LatentConfig,
@@ -63,8 +63,8 @@ class GroupConfig:
             raise ValueError(f"parts is {self.parts}; each attribute's part has one entry at least")
         if sum(self.parts) != self.code:
             raise ValueError(
-                f"parts {self.parts} add up to {sum(self.parts)}, and the code has {self.code} entries: set both, as in "
-                f"--set group.code={sum(self.parts)}"
+                f"parts {self.parts} add up to {sum(self.parts)}, and the code has {self.code} entries: set both, as in"
+                f" --set group.code={sum(self.parts)}"
             )
         if self.hidden < 4 or self.blocks < 1:
             raise ValueError(f"hidden is {self.hidden} and blocks {self.blocks}; at least 4 and 1")
@@ -89,7 +89,10 @@ class GAEConfig:
             raise ValueError(
                 f"diffusion is for {self.diffusion.unet.channels} channels; the pictures have {self.channels}"
             )
-        for what, stride in (("unet", self.diffusion.unet.stride), ("encoder", self.diffusion.encoder.stride)):
+        for what, stride in (
+            ("unet", self.diffusion.unet.stride),
+            ("encoder", self.diffusion.encoder.stride),
+        ):
             if self.size % stride:
                 raise ValueError(
                     f"size is {self.size}, and diffusion.{what} halves it until it is {stride} times smaller: use a "
@@ -201,7 +204,7 @@ class GAE(Method):
             ),
             "noise": Control(
                 kind="choice", default="inferred", choices=("inferred", "random"), needs="image",
-                help="whether the picture's own noise is kept, and with it all that its code does not say, or drawn anew",
+                help="whether the picture's own noise is kept, and so all that its code does not say, or drawn anew",
             ),
             "blend_with": Control(
                 kind="image", needs="image", help="a second picture, whose code and noise are blended with the first's"
@@ -232,13 +235,19 @@ class GAE(Method):
             help="share of the second picture in single parts, in place of blend; the noise stays the first's",
         )  # fmt: skip
         for name, attribute in zip(names, self.config.attributes, strict=True):
-            if not name or name in controls or name in ("code", "seed", "n", "out", "run", "set", "json", "device"):
+            if (
+                not name
+                or name in controls
+                or name in ("code", "seed", "n", "out", "run", "set", "json", "device")
+            ):
                 raise ValueError(
                     f"an attribute is called {attribute.name!r}, which means something else here, or is there twice: "
                     f"rename its column"
                 )
             controls[name] = Control(
-                kind="choice", choices=attribute.values, help=f"the value of {attribute.name}, as it typically is"
+                kind="choice",
+                choices=attribute.values,
+                help=f"the value of {attribute.name}, as it typically is",
             )
             readouts[name] = Readout(
                 kind="shares", shape=(len(attribute.values),), names=attribute.values,
@@ -309,7 +318,9 @@ class GAE(Method):
             w, x_T = self._of_pictures(n, use, x_T)
         w = self._set(w, use)
         denoise = self.denoiser.denoiser(self.told(w))
-        if use["image"] is None or use["noise"]:  # the way back to a picture is the way there, where nothing was clipped
+        if (
+            use["image"] is None or use["noise"]
+        ):  # the way back to a picture is the way there, where nothing was clipped
             denoise = clipped(denoise)
         images = SAMPLERS[sampler](
             denoise, x_T, self.denoiser.levels(use["num_steps"]), self.denoiser.schedule, rng=rng
@@ -351,7 +362,9 @@ class GAE(Method):
             for i, name in enumerate(self.controls["replace"].choices):
                 if use[name] is not None:
                     if name in (use["replace"] or {}):
-                        raise ValueError(f"{name} is set, and also taken from a picture by replace: give one of them")
+                        raise ValueError(
+                            f"{name} is set, and also taken from a picture by replace: give one of them"
+                        )
                     w[:, self.columns[i]] = self.readers.typical[i][use[name]]
         if use["towards"] is not None:
             away = use["away_from"]
