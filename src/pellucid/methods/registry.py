@@ -5,6 +5,7 @@ from __future__ import annotations
 from pellucid.methods.base import Method
 from pellucid.methods.baselines.clustergan import ClusterGAN, ClusterGANConfig
 from pellucid.methods.baselines.ddpm import DDPM, DDPMConfig
+from pellucid.methods.baselines.gzsnet import GZSNet, GZSNetConfig
 from pellucid.methods.baselines.icgan import ICGAN, ICGANConfig
 from pellucid.methods.baselines.infogan import InfoGAN, InfoGANConfig
 from pellucid.methods.baselines.mic import MIC, MICConfig
@@ -21,6 +22,7 @@ METHODS: dict[str, tuple[type, type[Method]]] = {
     "ddpm": (DDPMConfig, DDPM),
     "factorized": (FactorizedConfig, Factorized),
     "gae": (GAEConfig, GAE),
+    "gzsnet": (GZSNetConfig, GZSNet),
     "icgan": (ICGANConfig, ICGAN),
     "infogan": (InfoGANConfig, InfoGAN),
     "mic": (MICConfig, MIC),

@@ -1,7 +1,8 @@
 """Alter-ResNet: a residual network whose stages end in attention.
 
-After Park and Kim, "How Do Vision Transformers Work?" (2022). Convolutions first and attention last in every stage: the one lets what varies quickly through, the other averages it,
-and a stage that ends in an average hands on less noise. DiffuseGAE (section 3.2, figure 3) takes group norms and SiLU.
+After Park and Kim, "How Do Vision Transformers Work?" (2022): convolutions first and attention last in every stage.
+The one lets what varies quickly through, the other averages it, and a stage that ends in an average hands on less
+noise. DiffuseGAE (section 3.2, figure 3) takes group norms and SiLU.
 """
 
 from __future__ import annotations

@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from pellucid.methods.baselines.gzsnet import GZSNetConfig
 from pellucid.methods.gae.autoencoder import DiffusionConfig, LatentConfig
 from pellucid.methods.gae.method import GAEConfig, GroupConfig
 from pellucid.nets.resnet import ResNetConfig
 from pellucid.nets.unet import UNetConfig
+from pellucid.recipes.cofi import gan
 from pellucid.recipes.cofi import unet as plain_unet
 from pellucid.recipes.factorized import predicts
 from pellucid.train.trainer import StageConfig, TrainConfig
@@ -108,6 +110,15 @@ def training(scale: Scale) -> TrainConfig:
     )  # fmt: skip
 
 
+def needs_table(name: str, data: DataSpec) -> None:
+    """A ValueError where the pictures have no attributes to learn by."""
+    if not data.attributes:
+        raise ValueError(
+            f"{name} learns by a table of attributes and these pictures have none: put an attributes.csv beside them, "
+            f"or sort them into folders (docs/data.md); diffae needs none"
+        )
+
+
 def gae(
     scale: Scale, data: DataSpec, *, group: bool = True, **options: Any
 ) -> tuple[str, GAEConfig, TrainConfig]:
@@ -121,11 +132,7 @@ def gae(
         latent=LatentConfig(width=latent[0], depth=latent[1]),
     )
     if group:
-        if not data.attributes:
-            raise ValueError(
-                "gae learns by a table of attributes and this data has none: put an attributes.csv beside the pictures"
-                " or sort them into folders (docs/data.md); diffae needs none"
-            )
+        needs_table("gae", data)
         sizes = parts(scale, len(data.attributes))
         hidden = {"tiny": 16, "cpu": 128, "gpu": 256, "paper": 256}[scale]
         own: dict[str, Any] = {"parts": sizes, "code": sum(sizes), "hidden": hidden}
@@ -136,6 +143,27 @@ def gae(
     return "gae", config, replace(train, stages={k: v for k, v in train.stages.items() if k in stages})
 
 
+def gzsnet(
+    scale: Scale, data: DataSpec, *, supervision: Literal["swaps", "labels"] = "swaps"
+) -> tuple[str, GZSNetConfig, TrainConfig]:
+    """GZS-Net, or by labels AE + DS: autoencoders of pixels with parts of the sizes that DiffuseGAE has."""
+    needs_table("gzsnet" if supervision == "swaps" else "ae-ds", data)
+    sizes = parts(scale, len(data.attributes))
+    config = GZSNetConfig(
+        size=data.size,
+        channels=data.channels,
+        net=gan(scale, data),
+        attributes=data.attributes,
+        parts=sizes,
+        code=sum(sizes),
+        supervision=supervision,
+    )
+    train = training(scale)
+    steps = train.of("groups").steps
+    own = StageConfig(steps=train.of("latents").steps, batch_size=train.of("latents").batch_size)
+    return "gzsnet", config, replace(train, steps=steps, stages={"parts": own})
+
+
 RECIPES: Mapping[str, Maker] = {
     "gae": gae,
     "diffae": partial(gae, group=False),
@@ -143,4 +171,6 @@ RECIPES: Mapping[str, Maker] = {
     "gae-no-reassembly": partial(gae, reassembly=0.0, joint_reassembly=0.0),
     "gae-no-joint": partial(gae, joint=False),
     "gae-no-skip": partial(gae, skip=False),
+    "gzsnet": gzsnet,
+    "ae-ds": partial(gzsnet, supervision="labels"),
 }

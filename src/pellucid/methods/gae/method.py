@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pellucid.methods.base import Method, Pictures, Stage, resolve
 from pellucid.methods.denoising import standard_controls
@@ -20,7 +19,8 @@ from pellucid.methods.gae.autoencoder import (
     LatentConfig,
     UnitCodes,
 )
-from pellucid.methods.swaps import columns_of, grouped
+from pellucid.methods.parts import Parts, checked
+from pellucid.methods.swaps import grouped
 from pellucid.nets.mlp import chain
 from pellucid.process.guidance import clipped
 from pellucid.process.loss import denoising_loss
@@ -59,13 +59,6 @@ class GroupConfig:
     joint_reassembly: float = 0.5
 
     def __post_init__(self) -> None:
-        if not self.parts or min(self.parts) < 1:
-            raise ValueError(f"parts is {self.parts}; each attribute's part has one entry at least")
-        if sum(self.parts) != self.code:
-            raise ValueError(
-                f"parts {self.parts} add up to {sum(self.parts)}, and the code has {self.code} entries: set both, as in"
-                f" --set group.code={sum(self.parts)}"
-            )
         if self.hidden < 4 or self.blocks < 1:
             raise ValueError(f"hidden is {self.hidden} and blocks {self.blocks}; at least 4 and 1")
         for name in ("swap", "reassembly", "joint_weight", "joint_swap", "joint_reassembly"):
@@ -102,23 +95,7 @@ class GAEConfig:
             if self.attributes:
                 raise ValueError("attributes are for group, which is not there: set both, or neither")
             return
-        if len(self.group.parts) != len(self.attributes):
-            raise ValueError(
-                f"group.parts is {self.group.parts}, for {len(self.group.parts)} attributes; there are "
-                f"{len(self.attributes)} ({', '.join(a.name for a in self.attributes)})"
-            )
-        for attribute in self.attributes:
-            if len(attribute.values) < 2:
-                raise ValueError(
-                    f"the attribute {attribute.name!r} has {len(attribute.values)} value"
-                    f"{' alone, ' + repr(attribute.values[0]) if attribute.values else 's'}; nothing can be learned "
-                    f"of it: take its column out of the table"
-                )
-
-
-def option(name: str) -> str:
-    """An attribute's name as that of a control: "hair colour" -> "hair_colour"."""
-    return "".join(c if c.isalnum() else "_" for c in name.strip().lower())
+        checked(self.attributes, self.group.parts, self.group.code)
 
 
 class GroupAutoencoder(nn.Module):
@@ -137,37 +114,6 @@ class GroupAutoencoder(nn.Module):
         return self.decoder(w)
 
 
-class Readers(nn.Module):
-    """What each part of z_dis holds: a linear classifier of its attribute's values, and where each value lies."""
-
-    def __init__(self, parts: tuple[int, ...], attributes: tuple[Attribute, ...]) -> None:
-        super().__init__()
-        sizes = [len(a.values) for a in attributes]
-        self.columns = columns_of(parts)
-        self.heads = nn.ModuleList(nn.Linear(p, k) for p, k in zip(parts, sizes, strict=True))
-        self.typical = nn.ParameterList(
-            nn.Parameter(0.01 * torch.randn(k, p)) for p, k in zip(parts, sizes, strict=True)
-        )
-
-    def shares(self, w: Tensor) -> list[Tensor]:
-        """w (B, code) -> of each attribute the probability of every value, (B, K)."""
-        return [
-            head(w[:, part]).float().softmax(1) for head, part in zip(self.heads, self.columns, strict=True)
-        ]
-
-    def losses(self, w: Tensor, values: Tensor) -> dict[str, Tensor]:
-        """Of codes (B, code) whose values (B, m) are known, or -1."""
-        read = where = w.new_zeros(())
-        for i, part in enumerate(self.columns):
-            known = (values[:, i] >= 0).nonzero()[:, 0]
-            if not len(known):
-                continue
-            held, value = w[known][:, part], values[known, i]
-            read = read + F.cross_entropy(self.heads[i](held).float(), value)
-            where = where + (self.typical[i][value] - held).square().mean()
-        return {"read": read, "typical": where}
-
-
 class GAE(Method):
     """A diffusion autoencoder whose codes fall into parts, one an attribute; without attributes, that alone."""
 
@@ -184,16 +130,14 @@ class GAE(Method):
         self.denoiser = CodedUNet(config.diffusion, self.image_shape)
         group = config.group
         self.gae = None if group is None else GroupAutoencoder(group, dim)
-        self.readers = None if group is None else Readers(group.parts, config.attributes)
+        self.parts = None if group is None else Parts(group.parts, config.attributes)
         self.latent = CodeDiffusion(config.latent, dim)
-        self.columns = () if group is None else columns_of(group.parts)
         self.controls, self.readouts = self._declared()
 
     # ---- what a user may set and read --------------------------------------------------------
 
     def _declared(self) -> tuple[dict[str, Control], dict[str, Readout]]:
         standard = standard_controls(())
-        names = tuple(option(a.name) for a in self.config.attributes)
         controls = {
             "num_steps": standard["num_steps"],
             "sampler": standard["sampler"],
@@ -223,40 +167,17 @@ class GAE(Method):
                 help="how far: 1 is the way from the mean code of the ones to that of the others",
             ),
         }  # fmt: skip
-        dim = self.config.diffusion.dim
-        readouts: dict[str, Readout] = {}
-        if self.config.group is None:
+        if self.parts is None:
+            dim = self.config.diffusion.dim
             return controls, {"code": Readout(kind="vector", shape=(dim,), help="the semantic code z_sem")}
-        controls["replace"] = Control(
-            kind="images", choices=names, help="pictures that parts are taken from, each as PART=picture"
-        )
+        assert self.config.group is not None
         controls["slide"] = Control(
-            kind="sliders", choices=names, low=0.0, high=1.0, needs="blend_with",
+            kind="sliders", choices=self.parts.names, low=0.0, high=1.0, needs="blend_with",
             help="share of the second picture in single parts, in place of blend; the noise stays the first's",
         )  # fmt: skip
-        for name, attribute in zip(names, self.config.attributes, strict=True):
-            if (
-                not name
-                or name in controls
-                or name in ("code", "seed", "n", "out", "run", "set", "json", "device")
-            ):
-                raise ValueError(
-                    f"an attribute is called {attribute.name!r}, which means something else here, or is there twice: "
-                    f"rename its column"
-                )
-            controls[name] = Control(
-                kind="choice",
-                choices=attribute.values,
-                help=f"the value of {attribute.name}, as it typically is",
-            )
-            readouts[name] = Readout(
-                kind="shares", shape=(len(attribute.values),), names=attribute.values,
-                help=f"how likely each value of {attribute.name} is, read from its own part alone",
-            )  # fmt: skip
-        readouts["code"] = Readout(
-            kind="vector", shape=(self.config.group.code,), help="the code z_dis, part by part"
-        )
-        return controls, readouts
+        self.parts.add_controls(controls)
+        code = Readout(kind="vector", shape=(self.config.group.code,), help="the code z_dis, part by part")
+        return controls, self.parts.readouts | {"code": code}
 
     def stages(self) -> tuple[Stage, ...]:
         found: list[Stage] = [DiffusionAutoencoding(self.codes, self.denoiser)]
@@ -279,10 +200,7 @@ class GAE(Method):
 
     def describe(self, w: Tensor) -> dict[str, Tensor]:
         """The readouts of codes as `parts_of` gives them."""
-        if self.readers is None:
-            return {"code": w}
-        names = [name for name in self.readouts if name != "code"]
-        return dict(zip(names, self.readers.shares(w), strict=True)) | {"code": w}
+        return ({} if self.parts is None else self.parts.shares(w)) | {"code": w}
 
     @torch.no_grad()
     def read(self, x: Tensor, rng: torch.Generator, **controls: Any) -> dict[str, Tensor]:
@@ -340,7 +258,8 @@ class GAE(Method):
         if use.get("slide"):
             w = wa.clone()
             for name, share in use["slide"].items():
-                part = self._column(name)
+                assert self.parts is not None
+                part = self.parts.column(name)
                 w[:, part] = torch.lerp(wa[:, part], wb[:, part], share)
             return w, na
         return torch.lerp(wa, wb, use["blend"]), slerp(na, nb, use["blend"])
@@ -350,22 +269,10 @@ class GAE(Method):
         levels = self.denoiser.levels(num_steps).flip(0)
         return invert(self.denoiser.denoiser(self.told(w)), x, levels, self.denoiser.schedule)
 
-    def _column(self, name: str) -> slice:
-        return self.columns[list(self.controls["replace"].choices).index(name)]
-
     def _set(self, w: Tensor, use: Mapping[str, Any]) -> Tensor:
         """Codes with what the controls set."""
-        w = w.clone()
-        for name, picture in (use.get("replace") or {}).items():
-            w[:, self._column(name)] = self.parts_of(self.given(picture, len(w)))[:, self._column(name)]
-        if self.readers is not None:
-            for i, name in enumerate(self.controls["replace"].choices):
-                if use[name] is not None:
-                    if name in (use["replace"] or {}):
-                        raise ValueError(
-                            f"{name} is set, and also taken from a picture by replace: give one of them"
-                        )
-                    w[:, self.columns[i]] = self.readers.typical[i][use[name]]
+        if self.parts is not None:
+            w = self.parts.changed(w, use, lambda picture: self.parts_of(self.given(picture, len(w))))
         if use["towards"] is not None:
             away = use["away_from"]
             mean = lambda pictures: self.parts_of(pictures.to(self.device, torch.float32)).mean(0)
@@ -481,8 +388,8 @@ class Latents(Stage):
     def __init__(self, method: GAE) -> None:
         self.method = method
         self.players = {"prior": list(method.latent.parameters())}
-        if method.readers is not None:
-            self.players["readers"] = list(method.readers.parameters())
+        if method.parts is not None:
+            self.players["parts"] = list(method.parts.parameters())
 
     def prepare(self, pictures: Pictures) -> None:
         if self.method.gae is None:  # otherwise the parts were learned in the units of an earlier stage
@@ -499,6 +406,9 @@ class Latents(Stage):
         z_t, t, logsnr, eps = latent.diffused(z, rng)
         error = denoising_loss(latent.eps(z_t, t), z_t, eps, logsnr, weighting="v")
         yield "prior", {"denoise": error.mean()}
-        if self.method.readers is not None:
+        parts = self.method.parts
+        if parts is not None:
             assert batch.attributes is not None
-            yield "readers", self.method.readers.losses(batch.derived["w"], batch.attributes)
+            w = batch.derived["w"]
+            read = parts.reading_loss(w, batch.attributes)
+            yield "parts", {"read": read, "lie": parts.lying_loss(w, batch.attributes)}
