@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -33,8 +34,6 @@ _CAMERA = 3.0
 """The camera's distance from the ground, in half frames."""
 _COVERED = (0.14, 0.42)
 """The share of the frame that the objects cover together, as drawn; overlap takes some of it away."""
-_CHROMA = np.array([[0.08, 0.17]], np.float32)
-"""How strong colours are, least and most."""
 _CHUNK = 32
 """Images drawn at once: small enough for their intermediate arrays to stay in the processor's cache."""
 _WAVES = 8
@@ -390,8 +389,9 @@ class Toys(Scenes):
     """One toy a picture, with a table of three attributes: what it is, what it stands on, where it is seen.
 
     The factors of iLab-20M as DiffuseGAE takes them (identity, background, pose: 6 x 111 x 10 there), each drawn
-    uniformly and independently. What the table does not say (light, shadow, the exact place, turn, tones and the
-    phase of textures) varies within a value. `labels` are the identity; `truth` is that of `Scenes`.
+    uniformly and independently. As there, a toy and a ground are each one thing, with a texture of its own, the same
+    in every split. What the table does not say varies within a value: light and shadow, the exact place, the turn, and
+    which part of the ground is seen. `labels` are the identity; `truth` is that of `Scenes`.
 
     Args:
         size, length, seed, split, channels: as of `Scenes`.
@@ -430,11 +430,8 @@ class Toys(Scenes):
         identity, background, pose = (draw.choice(len(attribute.values)) for attribute in self.attributes)
         toys = tuple(TOYS.values())
         shape = np.array([SHAPES.index(toy.shape) for toy in toys])[identity][:, None]
-        of_toys = np.array([(COLOURS.index(t.colour), TEXTURES.index(t.texture)) for t in toys])[identity]
-        of_grounds = np.array([(COLOURS.index(c), TEXTURES.index(t)) for t, c in GROUNDS])[background]
-        colour, texture = np.stack([of_grounds, of_toys], 2).transpose(
-            1, 0, 2
-        )  # (B, 2) each: ground, then toy
+        made = _made_of()
+        layers = np.stack([background, len(GROUNDS) + identity], 1)  # (B, 2): ground, then toy
         far = np.array(list(DISTANCES.values()))[pose // len(PLACES)]
         off = np.array(list(_OFF.values()))[pose // len(PLACES)]
         place = np.array(list(PLACES.values()), np.float32)[pose % len(PLACES)] * off[:, None]
@@ -443,26 +440,34 @@ class Toys(Scenes):
             :, None
         ]
         height = draw.between(0.1, 0.3, 1)
-        camera = np.concatenate([draw.between(-0.2, 0.2, 2), np.ones((len(indices), 1), np.float32)], 1)
+        camera = np.concatenate([draw.between(-0.1, 0.1, 2), np.ones((len(indices), 1), np.float32)], 1)
         nearness = _CAMERA / (_CAMERA - height)
-        carriers, waves, warp, mix, sharp = _textures(draw, texture)
         return replace(
             world,
             shape=shape,
-            colour=colour,
-            texture=texture,
+            **{name: values[layers] for name, values in made.items()},
             scale=on_screen / nearness,
             place=(place / nearness).astype(np.float32)[:, None] + camera[:, None, :2],
             height=height,
             angle=draw.between(-0.25, 0.25, 1),
             pose=camera,
-            tones=_tones(draw, colour, chroma=np.array([[0.04, 0.07], [0.13, 0.19]], np.float32)),
-            carriers=carriers,
-            waves=waves,
-            warp=warp,
-            mix=mix,
-            sharp=sharp,
         )
+
+
+@lru_cache(maxsize=1)
+def _made_of() -> dict[str, np.ndarray]:
+    """Colour, texture and tones of every ground and then of every toy, the first axis of each array."""
+    things = (*GROUNDS, *((toy.texture, toy.colour) for toy in TOYS.values()))
+    draw = Draws(0, "train", np.arange(len(things)))
+    texture = np.array([[TEXTURES.index(name)] for name, _ in things])
+    colour = np.array([[COLOURS.index(name)] for _, name in things])
+    carriers, waves, warp, mix, sharp = _textures(draw, texture)
+    chroma = np.where(np.arange(len(things)) < len(GROUNDS), 0.055, 0.16).astype(np.float32)
+    found = {
+        "colour": colour, "texture": texture, "tones": _tones(draw, colour, chroma[:, None, None]),
+        "carriers": carriers, "waves": waves, "warp": warp, "mix": mix, "sharp": sharp,
+    }  # fmt: skip
+    return {name: value[:, 0] for name, value in found.items()}
 
 
 _LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)
@@ -498,15 +503,15 @@ def _spread(tries: np.ndarray, radius: np.ndarray, there: np.ndarray) -> np.ndar
     return places[np.arange(len(places)), slack.argmax(1)]
 
 
-def _tones(draw: Draws, colour: np.ndarray, chroma: np.ndarray = _CHROMA) -> np.ndarray:
+def _tones(draw: Draws, colour: np.ndarray, chroma: np.ndarray | None = None) -> np.ndarray:
     """Two tones of each layer's hue, a dark and a light one: (B, M) -> (B, M, 2, 3) linear RGB, by OKLCh
-    (B. Ottosson, "A perceptual color space for image processing", 2020). `chroma` (M or 1, 2) is the range of each."""
+    (B. Ottosson, "A perceptual color space for image processing", 2020). `chroma` is drawn, or (B, M or 1, 1)."""
     layers = colour.shape[1]
     middle = draw.between(0.42, 0.75, layers, 1)
     contrast = draw.between(0.14, 0.34, layers, 1)
     lightness = middle + contrast * np.array([-0.5, 0.5], np.float32)
-    low, high = chroma[:, :1], chroma[:, 1:]
-    strength = draw.uniform(layers, 1) * (high - low) + low
+    strength = draw.between(0.08, 0.17, layers, 1) if chroma is None else chroma
+    strength = strength * np.ones(2, np.float32)
     hue = (
         _HUES[colour][..., None] + draw.between(-0.15, 0.15, layers, 1) + draw.between(-0.15, 0.15, layers, 2)
     )

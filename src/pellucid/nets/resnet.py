@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pellucid.nets.attention import SelfAttention
 from pellucid.nets.blocks import Down, NormSiLU, ResBlock, conv3
@@ -33,6 +34,9 @@ class ResNetConfig:
     """Stride of the first convolution."""
     head_width: int = 32
     """Channels an attention head; the heads follow from it."""
+    places: int = 1
+    """Places of a side that are told apart in the end. 1 is the mean over all, as ResNets have it; 4 says where things
+    are, which few layers cannot turn into channels before that mean."""
 
     def __post_init__(self) -> None:
         if not len(self.multipliers) == len(self.blocks) == len(self.attention) > 0:
@@ -56,7 +60,7 @@ class ResNetConfig:
 
 
 class AlterResNet(nn.Module):
-    """(B, C, H, W) -> (B, outputs): stages of convolution and attention, a norm, the mean over places, a linear map."""
+    """(B, C, H, W) -> (B, outputs): stages of convolution and attention, a norm, means over places, a linear map."""
 
     def __init__(self, cfg: ResNetConfig, outputs: int) -> None:
         super().__init__()
@@ -82,7 +86,7 @@ class AlterResNet(nn.Module):
                 stage.append(SelfAttention(c, max(1, c // cfg.head_width)))
             self.stages.append(stage)
         self.norm = NormSiLU(c)
-        self.tail = nn.Linear(c, outputs)
+        self.tail = nn.Linear(c * cfg.places**2, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.head(x)
@@ -91,4 +95,4 @@ class AlterResNet(nn.Module):
                 h = self.downs[i - 1](h)
             for block in stage.children():
                 h = block(h, ()) if isinstance(block, ResBlock) else block(h)
-        return self.tail(self.norm(h).mean((2, 3)))
+        return self.tail(F.adaptive_avg_pool2d(self.norm(h), self.cfg.places).flatten(1))

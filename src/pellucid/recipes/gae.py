@@ -44,7 +44,12 @@ def encoder(scale: Scale, data: DataSpec) -> ResNetConfig:
         )
     if scale == "cpu":
         return ResNetConfig(
-            channels=data.channels, base=24, multipliers=(1, 2, 4), blocks=(1, 1, 2), attention=(0, 0, 1)
+            channels=data.channels,
+            base=24,
+            multipliers=(1, 2, 4),
+            blocks=(1, 1, 2),
+            attention=(0, 0, 1),
+            places=4,
         )
     stages = 3 if data.size < 64 else 4
     small = ResNetConfig(channels=data.channels, base=32 if scale == "gpu" else 64)
