@@ -591,7 +591,8 @@ class Reproduce:
     scale: Scale = "cpu"
     """How large the networks are and how long they train."""
     seeds: int | None = None
-    """Train everything so many times, from different seeds, and print the spread; 3, and at scale tiny 1."""
+    """Train everything so many times, from different seeds, and print the spread; 3 by default (1 for some tables, and
+    at scale tiny)."""
     data: tuple[str, ...] = ()
     """Instead of the table's own data sets."""
     size: int | None = None

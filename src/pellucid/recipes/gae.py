@@ -169,6 +169,10 @@ def gzsnet(
     return "gzsnet", config, replace(train, steps=steps, stages={"parts": own})
 
 
+BEGINS_FROM: Mapping[str, str] = dict.fromkeys(
+    ("gae", "gae-no-swap", "gae-no-reassembly", "gae-no-joint", "gae-no-skip"), "diffae"
+)
+"""Recipes whose first stage is all that another trains, so that several may begin from one run of that."""
 RECIPES: Mapping[str, Maker] = {
     "gae": gae,
     "diffae": partial(gae, group=False),

@@ -23,6 +23,8 @@ class Table:
     about: str
     data: tuple[str, ...]
     """What it runs on unless told otherwise."""
+    seeds: int = 3
+    """From how many seeds everything is trained unless told otherwise; at scale tiny from one."""
     whole: bool = True
     """Its rows need one another; otherwise some of them may be asked for alone."""
 
@@ -58,7 +60,7 @@ class Table:
         ]:  # before hours of training, not after
             raise ValueError(f"tables need {', '.join(missing)}: pip install 'pellucid[metrics]'")
         if seeds is None:
-            seeds = 1 if scale == "tiny" else 3
+            seeds = 1 if scale == "tiny" else self.seeds
         if seeds < 1:
             raise ValueError(f"seeds is {seeds}; a table needs one at least, and three to show a spread")
         if rows and self.whole:
@@ -81,6 +83,8 @@ class Table:
         return report
 
 
+TABLED = ("toys", "hands")
+"""Pictures with a table of attributes."""
 CLASSED = ("emoji-plain", "clipart-plain", "fashion")
 """Real pictures with classes."""
 TABLES: dict[str, Table] = {
@@ -102,6 +106,13 @@ TABLES: dict[str, Table] = {
     "cofi-fine": Table(module="fine", whole=False, about="two grains of control", data=("emoji-plain",)),
     "cofi-ablation-fine": Table(
         module="fine_ablation", whole=False, about="the parts of the fine stage", data=("emoji-plain",)
+    ),
+    "gae-disentangle": Table(
+        module="disentangle",
+        whole=False,
+        about="which attribute each part of a code holds",
+        data=TABLED,
+        seeds=1,
     ),
     "factorized-segment": Table(
         module="segment", about="segmentation against label-free baselines", data=("emoji", "scenes")

@@ -27,12 +27,14 @@ from torch import Tensor
 
 from pellucid.config import fingerprint
 from pellucid.data.catalog import open_data
+from pellucid.data.groups import Subset
 from pellucid.data.images import Dataset, StoredImages
 from pellucid.data.order import permutation
 from pellucid.methods.base import Method
 from pellucid.methods.priors import bits_of, code_of
 from pellucid.metrics.segmentation import choose_assignment, oracle_assignment, score, smallest_share
 from pellucid.recipes import DataSpec, Recipe, Scale, build, recipe, recipe_to_json
+from pellucid.recipes.gae import BEGINS_FROM
 from pellucid.train.checkpoint import latest, load_weights
 from pellucid.train.preview import save_png
 from pellucid.train.trainer import device_of, provenance, train
@@ -57,6 +59,8 @@ class Setting:
     """Networks trained side by side."""
     rows: tuple[str, ...] = ()
     """Which rows of the table are wanted; all, where none is named."""
+    held_out: float = 0.0
+    """Share of the combinations of attributes that no network is trained on."""
 
     @property
     def pictures(self) -> Path:
@@ -113,11 +117,13 @@ class Report:
         """The table as text: mean and, over several seeds, standard deviation."""
         out = [self.title, ""]
         for data in dict.fromkeys(d for d, _ in self.rows):
-            table = [["" if data == "" else f"on {data}", *(c.title for c in self.columns), "paper"]]
+            there = {key for (d, _), cells in self.rows.items() if d == data for key in cells}
+            columns = [c for c in self.columns if c.key in there]
+            table = [["" if data == "" else f"on {data}", *(c.title for c in columns), "paper"]]
             for (d, row), cells in self.rows.items():
                 if d != data:
                     continue
-                printed = [cell(cells.get(c.key, [])) for c in self.columns]
+                printed = [cell(cells.get(c.key, [])) for c in columns]
                 theirs = ", ".join(f"{k} {v}" for k, v in self.paper.get(row, {}).items())
                 table.append([row, *printed, theirs])
             widths = [max(len(r[i]) for r in table) for i in range(len(table[0]))]
@@ -179,17 +185,25 @@ def cell(values: Sequence[float]) -> str:
 
 
 def data_for(setting: Setting, spec: str, split: str, limit: int | None = None) -> Dataset:
-    return open_data(spec, size=setting.size, split=split, limit=limit)  # type: ignore[arg-type]
+    data = open_data(spec, size=setting.size, split=split, limit=limit)  # type: ignore[arg-type]
+    return Subset(data, setting.held_out, held=False) if setting.held_out and split == "train" else data
 
 
 def train_all(setting: Setting, networks: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
     """Train every (recipe, changed fields) on all data and seeds, `setting.jobs` at a time, for `trained` to find.
 
-    Each job is a process with an equal share of the cores. Where there is one job, or one network is missing at
-    most, nothing is done: `trained` trains here. An interrupt pauses them all; the same command continues.
+    What others begin from comes first. Each job is a process with an equal share of the cores. Where there is one job,
+    or one network is missing at most, nothing is done: `trained` trains here. An interrupt pauses them all; the same
+    command continues.
     """
     if setting.jobs < 2:
         return
+    networks = list(networks)
+    if begun := [pair for pair in networks if pair[0] in BEGINS_FROM]:
+        first = dict.fromkeys(BEGINS_FROM[name] for name, _ in begun)
+        others = [pair for pair in networks if pair not in begun and pair[0] not in first]
+        train_all(setting, [*((name, {}) for name in first), *others])
+        networks = begun
     wanted = [(n, d, s, dict(c)) for s in setting.seeds for d in setting.data for n, c in networks]
     missing = [w for w in wanted if not _is_trained(setting, *w)]
     jobs = min(setting.jobs, len(missing))
@@ -294,12 +308,17 @@ def trained(
 ) -> tuple[Method, Recipe]:
     """The method of a recipe, trained on the train split of `spec`; one already trained alike is used again.
 
-    `changed` are fields of its config that are not the recipe's. Returns the method with its averaged (EMA)
+    A recipe whose first stage is all of another begins from a run of that. `changed` are fields of its config that are
+    not the recipe's. Returns the method with its averaged (EMA)
     weights, in evaluation mode.
     """
     data, made, run = _planned(setting, name, spec, seed, changed)
     method = build(made)
-    result = train(method, data, made.train, run, meta=recipe_to_json(made))
+    first = None
+    if name in BEGINS_FROM and not _is_trained(setting, name, spec, seed, changed):
+        trained(setting, BEGINS_FROM[name], spec, seed)
+        first = run_folder(setting, BEGINS_FROM[name], spec, seed)
+    result = train(method, data, made.train, run, meta=recipe_to_json(made), begin_from=first)
     if result.state == "paused":  # half-trained weights are no result
         raise ValueError(f"stopped at step {result.step} of {run}; the same command continues there")
     if result.images_per_second:
