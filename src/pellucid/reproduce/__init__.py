@@ -114,6 +114,18 @@ TABLES: dict[str, Table] = {
         data=TABLED,
         seeds=1,
     ),
+    "gae-zeroshot": Table(
+        module="zeroshot", whole=False, about="combinations held out of training", data=TABLED, seeds=1
+    ),
+    "gae-reconstruct": Table(
+        module="reconstruct", whole=False, about="pictures from their code and noise", data=TABLED, seeds=1
+    ),
+    "gae-interpolate": Table(
+        module="interpolate", whole=False, about="from one picture to another", data=TABLED, seeds=1
+    ),
+    "gae-ablation": Table(
+        module="gae_ablation", whole=False, about="the parts of DiffuseGAE", data=("toys",), seeds=1
+    ),
     "factorized-segment": Table(
         module="segment", about="segmentation against label-free baselines", data=("emoji", "scenes")
     ),
