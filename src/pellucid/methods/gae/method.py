@@ -238,7 +238,7 @@ class GAE(Method):
             if (
                 not name
                 or name in controls
-                or name in ("code", "seed", "n", "out", "run", "set", "json", "device")
+                or name in ("code", "seed", "n", "out", "run", "set", "json", "device", "batch")
             ):
                 raise ValueError(
                     f"an attribute is called {attribute.name!r}, which means something else here, or is there twice: "
@@ -291,6 +291,10 @@ class GAE(Method):
         return self.describe(self.parts_of(x))
 
     # ---- sampling ----------------------------------------------------------------------------
+
+    def edit_varies(self, **controls: Any) -> bool:
+        """Only where the noise is drawn anew: a sampler that draws its own is refused with a picture's."""
+        return bool(resolve(self.controls, controls)["noise"])
 
     @torch.no_grad()
     def sample(self, n: int, rng: torch.Generator, **controls: Any) -> Sample:
