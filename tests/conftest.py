@@ -36,6 +36,12 @@ def tiny_run(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def gae_run(tmp_path_factory) -> Path:
+    """A model of pictures and three parts, which takes controls of pictures of every kind."""
+    return train_tiny(tmp_path_factory.mktemp("runs") / "gae", "gae", data="toys")
+
+
+@pytest.fixture(scope="session")
 def trained_run():
     """The function that trains one, for tests that need their own."""
     return train_tiny

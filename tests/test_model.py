@@ -1,6 +1,7 @@
 """The Python interface, on pictures as people have them."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 
 import pellucid
+from pellucid.data.decode import BadImage
 
 
 @pytest.fixture(scope="module")
@@ -238,3 +240,105 @@ def test_an_edit_flips_what_is_in_the_picture(switches_run):
     picture[0, [1, 3]] = 255
     sample = model.edit(picture, n=2, flip="2,5")
     assert (sample.readouts["bits"] > 0.5).int().tolist() == [[0, 0, 0, 1, 1]] * 2
+
+
+# ---- controls that are several pictures
+
+
+@pytest.fixture(scope="module")
+def gae(gae_run):
+    return pellucid.load(gae_run, device="cpu")
+
+
+@pytest.fixture
+def files(tmp_path):
+    """a.png, "b=1.png" and "c,2.png" in a folder, of three sizes and modes; -> the folder."""
+    rng = np.random.default_rng(0)
+    for name, mode, size in (("a", "RGBA", (20, 30)), ("b=1", "L", (16, 16)), ("c,2", "RGB", (40, 21))):
+        pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).convert(mode).save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+def pixels_of(model, path):
+    return model._square(path)
+
+
+def test_pictures_for_parts_come_as_text_as_a_mapping_and_as_tensors(gae, files):
+    text = f"identity={files / 'a.png'},pose={files / 'b=1.png'},background={files / 'c,2.png'}"
+    places = {"identity": "a.png", "pose": "b=1.png", "background": "c,2.png"}
+    mapping = {part: files / name for part, name in places.items()}
+    tensors = {part: pixels_of(gae, path) for part, path in mapping.items()}
+    for given in (text, mapping, {k: Image.open(v) for k, v in mapping.items()}, tensors):
+        found = gae.opened({"replace": given, "num_steps": 2})
+        assert found["num_steps"] == 2
+        assert found["replace"].keys() == mapping.keys()
+        for part, x in found["replace"].items():
+            assert x.shape == (1, 3, 16, 16)
+            assert torch.equal(x, tensors[part])
+    common = {"num_steps": 2, "inversion_steps": 2, "seed": 1}
+    one, other = (gae.edit(files / "a.png", replace=g, **common).images for g in (text, tensors))
+    assert torch.equal(one, other)
+
+
+def test_pictures_for_parts_are_shared_out_and_examples_are_not(gae, monkeypatch):
+    given, n = [], 5
+    monkeypatch.setattr(gae.method, "sample", lambda n, rng, **controls: given.append(controls))
+    rng = torch.Generator().manual_seed(0)
+    many = torch.rand(n, 3, 16, 16, generator=rng) * 2 - 1
+    controls = {"image": many, "replace": {"pose": many.flip(0), "identity": many[:1]}, "towards": many}
+    list(gae.parts(n, batch=2, **controls))
+    assert [len(g["image"]) for g in given] == [2, 2, 1]
+    assert torch.equal(torch.cat([g["replace"]["pose"] for g in given]), many.flip(0))
+    for g in given:
+        assert torch.equal(g["replace"]["identity"], many[:1])
+        assert torch.equal(g["towards"], many)
+
+
+def test_examples_are_a_folder_a_list_or_a_tensor(gae, files):
+    (files / "more").mkdir()
+    Image.new("RGB", (9, 9), "red").save(files / "more" / "d.jpg")
+    (files / "notes.txt").touch()
+    paths = [files / "a.png", files / "b=1.png", files / "c,2.png", files / "more" / "d.jpg"]
+    wanted = torch.cat([pixels_of(gae, path) for path in paths])
+    for given in (files, str(files), paths, tuple(Image.open(p) for p in paths), wanted):
+        assert torch.equal(gae.opened({"towards": given})["towards"], wanted)
+    common = {"num_steps": 2, "inversion_steps": 2}
+    one, other = (gae.edit(paths[0], towards=g, **common).images for g in (files, wanted))
+    assert torch.equal(one, other)
+    assert not torch.equal(one, gae.edit(paths[0], **common).images)
+
+
+@pytest.mark.parametrize(
+    ("controls", "says"),
+    [
+        ({"replace": "pose"}, "replace is 'pose'; write identity=PICTURE, of identity, background, pose"),
+        ({"replace": "pose="}, "replace.pose has no picture; write pose=PICTURE"),
+        ({"replace": {}}, "replace is {}; write identity=PICTURE"),
+        ({"replace": "pse=a.png"}, "replace has no 'pse'; there are .* Did you mean 'pose'"),
+        ({"replace": {"pose": "a.png", "sky": "a.png"}}, "replace has no 'sky'"),
+        ({"replace": "pose=no.png"}, "no.png: no such file"),
+        ({"replace": "pose=a.png,pose=b.png"}, "replace.pose is given twice, as a.png and as b.png"),
+        ({"replace": {"pose": torch.zeros(2, 3, 16, 16)}}, "expected .*one of them or n = 3"),
+        ({"towards": "nowhere"}, "towards is 'nowhere', which is not there; give a folder"),
+        ({"towards": "a.png"}, "towards is 'a.png', which is a file; give a folder"),
+        ({"towards": "empty"}, "towards: empty holds no pictures"),
+        ({"towards": "broken"}, "cut.png: "),
+        ({"towards": []}, r"towards is a list; it is one picture or more"),
+        ({"towards": torch.zeros(3, 16, 16)}, r"towards is \(3, 16, 16\); it is one picture or more"),
+        ({"towards": torch.zeros(2, 3, 8, 8)}, r"towards is \(2, 3, 8, 8\); it is \(N, C, H, W\)"),
+    ],
+)
+def test_mistakes_with_several_pictures_are_named(gae, files, monkeypatch, controls, says):
+    monkeypatch.chdir(files)
+    (files / "empty").mkdir()
+    (files / "broken").mkdir()
+    (files / "broken" / "cut.png").write_bytes((files / "a.png").read_bytes()[:200])
+    with pytest.raises(ValueError, match=says):
+        gae.sample(3, num_steps=1, **controls)
+
+
+def test_a_file_that_is_no_picture_is_named(gae, files):
+    (files / "text.png").write_text("404")
+    with pytest.raises(BadImage, match=re.escape(str(files / "text.png"))):
+        gae.parts(1, replace={"pose": files / "text.png"})

@@ -16,11 +16,12 @@ from torch.nn import functional as F
 
 from pellucid.data.decode import decode, upright_rgb
 from pellucid.data.images import to_uint8, to_unit
+from pellucid.data.sources import FolderSource
 from pellucid.methods.base import Method, resolve
 from pellucid.recipes import Recipe, build, recipe_from_json
 from pellucid.train.checkpoint import load_weights, read_safetensors
 from pellucid.train.trainer import check_seed, device_of
-from pellucid.types import Sample
+from pellucid.types import Control, Sample
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 MAX_READ_ASPECT = 8
@@ -99,8 +100,8 @@ class Model:
     def sample(self, n: int = 16, *, seed: int = 0, batch: int = 64, **controls: Any) -> Sample:
         """n images with their readouts; the same seed gives the same images.
 
-        Controls are those of `model.controls`; picture controls also take paths and PIL pictures.
-        Raises ValueError for an unknown control or a value out of its range.
+        Controls are those of `model.controls`; those that are pictures also take paths and PIL pictures, see `opened`.
+        Raises ValueError for an unknown control or a value out of its range, and BadImage for what is no picture.
         """
         parts = list(self.parts(n, seed=seed, batch=batch, **controls))
         if len(parts) == 1:
@@ -120,23 +121,49 @@ class Model:
         if n < 1:
             raise ValueError(f"n is {n}; ask for at least one image")
         check_seed(seed)
-        given = {
-            k: self._square(v)
-            if k in self.controls and self.controls[k].kind == "image" and v is not None
-            else v
-            for k, v in controls.items()
-        }
+        given = self.opened(controls)
         resolve(self.controls, given)
         rng = torch.Generator().manual_seed(seed)
 
-        def of(value: Any, start: int) -> Any:
-            """A part's share of a picture for each image; one picture for all is every part's."""
-            return value[start : start + batch] if isinstance(value, Tensor) and len(value) == n else value
+        def of(name: str, value: Any, start: int) -> Any:
+            """A part's share of a picture for each image; one picture for all is every part's, and so are examples."""
+            share = lambda x: x[start : start + batch] if len(x) == n else x
+            if value is None or self.controls[name].kind not in ("image", "images"):
+                return value
+            return {k: share(v) for k, v in value.items()} if isinstance(value, Mapping) else share(value)
 
         return (
-            self.method.sample(min(batch, n - i), rng, **{k: of(v, i) for k, v in given.items()})
+            self.method.sample(min(batch, n - i), rng, **{k: of(k, v, i) for k, v in given.items()})
             for i in range(0, n, batch)
         )
+
+    def opened(self, controls: Mapping[str, Any]) -> dict[str, Any]:
+        """Controls with the pictures among them as the tensors that methods take; opened once, they can be used often.
+
+        A picture is a path, a PIL picture, an array or a tensor (C, H, W), and becomes (1, C, H, W) at the model's
+        size; a tensor (n, C, H, W), one for each image, stays. Of the kinds of controls (`types.Control`)
+
+            image     takes one
+            images    takes {part: picture}, or the text "background=b.png,pose=c.png". A comma begins another part
+                      where an "=" follows before the next comma: a path with a comma and then an "=" needs the mapping
+            pictures  takes a folder, which stands for every picture below it as in training, a list of pictures, or a
+                      tensor (N, C, H, W)
+
+        All others stay as they are. Raises BadImage, a ValueError, for what is no picture, and ValueError for a folder
+        without any and a part that is given twice; `methods.base.resolve` refuses what else is wrong.
+        """
+        found = dict(controls)
+        for name, value in controls.items():
+            control = self.controls.get(name)
+            if control is None or value is None:
+                continue
+            if control.kind == "image":
+                found[name] = self._square(value)
+            elif control.kind == "images":
+                found[name] = self._each(name, control, value)
+            elif control.kind == "pictures":
+                found[name] = self._all(name, value)
+        return found
 
     def read(self, image: Picture, *, seed: int = 0, **controls: Any) -> Reading:
         """What the model finds in one picture of any mode and size; masks come at its own size.
@@ -178,7 +205,10 @@ class Model:
 
     def edit(self, image: Picture, *, n: int = 1, seed: int = 0, **controls: Any) -> Sample:
         """Read a picture, change some controls, sample: `edit("a.png", regions=(1,))` repaints region 1, and
-        `edit("a.png", flip=(3,))` turns switch 3 of what was read over, where the model declares such controls."""
+        `edit("a.png", flip=(3,))` turns switch 3 of what was read over, where the model declares such controls.
+
+        n pictures at once are one tensor (n, C, H, W) of the model's size, see `opened`.
+        """
         return self.sample(n, seed=seed, image=image, **controls)
 
     def paste(
@@ -199,6 +229,33 @@ class Model:
             pasted.append(new)
         return pasted
 
+    def _each(self, name: str, control: Control, value: Any) -> Any:
+        """{part: picture}, or its text -> {part: (1 or n, C, H, W)}; what is neither passes, and so does an unknown
+        part, alone, for `resolve` to name it."""
+        if isinstance(value, str):
+            value = _by_part(name, value)
+        if not isinstance(value, Mapping):
+            return value
+        unknown = {k: v for k, v in value.items() if k not in control.choices}
+        return unknown or {k: self._square(v) for k, v in value.items()}
+
+    def _all(self, name: str, value: Any) -> Any:
+        """A folder, a list of pictures or a tensor -> (N, C, H, W); what is none of them passes."""
+        if isinstance(value, str | Path):
+            value = _below(name, Path(value))
+        if isinstance(value, Tensor):
+            found = [value.to(self.device)]
+        elif isinstance(value, list | tuple) and value:
+            found = [self._square(picture) for picture in value]
+        else:
+            return value
+        wrong = [tuple(x.shape) for x in found if x.ndim == 4 and x.shape[1:] != self.method.image_shape]
+        if wrong:
+            raise ValueError(
+                f"{name} is {wrong[0]}; it is (N, C, H, W) with (C, H, W) = {self.method.image_shape}"
+            )
+        return torch.cat(found)
+
     def _square(self, image: Picture) -> Tensor:
         """A picture as the model generates it: shorter side to size, centre crop; (B, C, H, W) tensors pass."""
         if isinstance(image, Tensor) and image.ndim == 4:
@@ -213,6 +270,46 @@ class Model:
             picture = picture.convert("L")
         pixels = np.asarray(picture)
         return to_unit(pixels[None, ..., None] if pixels.ndim == 2 else pixels[None]).to(self.device)
+
+
+def _by_part(name: str, text: str) -> Any:
+    """ "sky=b.png,pose=c,1.png" -> {"sky": "b.png", "pose": "c,1.png"}; the text itself where it names no part."""
+    pieces: list[str] = []
+    for piece in text.split(","):
+        if "=" in piece or not pieces:
+            pieces.append(piece)
+        else:
+            pieces[-1] += f",{piece}"
+    found: dict[str, str] = {}
+    for piece in pieces:
+        part, equals, path = piece.partition("=")
+        part = part.strip()
+        if not equals or not part:
+            return text
+        if not path:
+            raise ValueError(f"{name}.{part} has no picture; write {part}=PICTURE")
+        if part in found:
+            raise ValueError(
+                f"{name}.{part} is given twice, as {found[part]} and as {path}: leave one of them out"
+            )
+        found[part] = path
+    return found
+
+
+def _below(name: str, folder: Path) -> list[Path]:
+    """Every picture below a folder, as training lists them."""
+    if not folder.is_dir():
+        what = "a file" if folder.exists() else "not there"
+        raise ValueError(f"{name} is {str(folder)!r}, which is {what}; give a folder of pictures")
+    source = FolderSource(folder)
+    if source.unreadable:
+        inside, why = source.unreadable[0]
+        raise ValueError(f"{name}: {inside} cannot be looked into: {why}")
+    if not source.records:
+        raise ValueError(
+            f"{name}: {folder} holds no pictures that can be read; `pellucid doctor {folder}` says what it holds"
+        )
+    return [record.where[0] for record in source.records]
 
 
 def _centre(picture: Image.Image) -> Image.Image:

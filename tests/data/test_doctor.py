@@ -178,3 +178,59 @@ def test_a_broken_torchvision_is_told_without_importing_it(tmp_path, monkeypatch
     text = "\n".join(examine(tmp_path, 16).lines())
     assert ("pip uninstall torchvision" in text) == told
     assert ("torchvision::nms" in text) == told
+
+
+def test_a_table_of_attributes_is_counted(tmp_path):
+    for i in range(6):
+        noise(i).save(tmp_path / f"{i}.png")
+    (tmp_path / "5.png").write_bytes(b"x")  # what cannot be used is not counted
+    rows = (
+        "0.png,red,left,old",
+        "1.png,red,right,old",
+        "2.png,blue,,old",
+        "5.png,green,left,old",
+        "3.png,,,",
+    )
+    (tmp_path / "attributes.csv").write_text("\n".join(("file,colour,side,age", *rows)))
+    report = examine(tmp_path, 16)
+    assert report.attributes == {
+        "colour": {"blue": 1, "green": 0, "red": 2, "": 2},
+        "side": {"left": 1, "right": 1, "": 3},
+        "age": {"old": 3, "": 2},
+    }
+    assert report.rowless == ["3.png", "4.png"]
+    assert json.loads(json.dumps(report.to_dict()))["attributes"] == report.attributes
+    text = "\n".join(report.lines())
+    assert "  attribute colour: 3 values, the rarest green 0, blue 1, red 2; 2 pictures without" in text
+    assert "  2 have no attributes: no row in the table, or an empty one:" in text
+    assert "    4.png" in text
+    advice = "\n".join(report.suggestions)
+    assert "'age' has one value alone" in advice
+    assert "'colour' 2 values have one picture or none (blue, green)" in advice
+    assert "'side' 2 values" in advice
+
+
+def test_folders_that_are_attributes_are_counted_and_one_folder_around_all_is_none(tmp_path):
+    for colour in ("red", "blue"):
+        for side in ("left", "right"):
+            folder = tmp_path / "sorted" / colour / side
+            folder.mkdir(parents=True)
+            for i in range(2):
+                noise(len(colour + side) + 10 * i).save(folder / f"{i}.png")
+    report = examine(tmp_path / "sorted", 16)
+    assert report.attributes == {"level1": {"blue": 4, "red": 4}, "level2": {"left": 4, "right": 4}}
+    assert not report.rowless
+    assert not any("attribute" in s for s in report.suggestions)
+    (tmp_path / "kept" / "pictures").mkdir(parents=True)
+    noise(0).save(tmp_path / "kept" / "pictures" / "a.png")
+    assert not any("attribute" in s for s in examine(tmp_path / "kept", 16).suggestions)
+
+
+@pytest.mark.parametrize(
+    ("table", "says"), [("file", "one column"), ("file,colour\ngone.png,red", "gone.png"), ("", "is empty")]
+)
+def test_a_broken_table_is_an_error(tmp_path, table, says):
+    noise(0).save(tmp_path / "a.png")
+    (tmp_path / "attributes.csv").write_text(table)
+    with pytest.raises(ValueError, match=says):
+        examine(tmp_path, 16)

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -389,6 +389,10 @@ class Edit:
 
     Works at the model's size; regenerated regions are also put, enlarged, on the picture's centre square.
 
+    With --out NAME.png one version is written, there and at the model's size, and nothing else. Of a folder every
+    picture below it is edited so, each with the same seed, into the same names in --out. What is there already is kept:
+    the same command goes on where it was stopped. A file that cannot be read is left out, and named at the end.
+
     Controls of the model are options too: `--regions 1` is `--set regions=1`.
 
     Example:  pellucid edit runs/NAME photo.jpg --regions 1 -n 4 --out out/
@@ -397,13 +401,16 @@ class Edit:
     run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(name="run")]
     """A run folder, an exported folder, or hf:OWNER/NAME."""
     image: tyro.conf.Positional[Path]
-    """The picture to start from."""
+    """The picture to start from, or a folder of them."""
     n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
-    """How many versions; by default 4, or 1 where nothing in an edit is drawn at random."""
+    """How many versions; by default 4, or 1 where nothing in an edit is drawn at random, for NAME.png and of a folder's
+    pictures."""
     settings: Settings = ()
     """Controls, e.g. regions=1 keeps all but region 1; flip=3 turns switch 3 over; blend_with=other.jpg blend=0.3."""
     out: Path = Path("out")
-    """Folder to write into; files that are there are kept."""
+    """Folder to write into, or NAME.png for one picture; files that are there are kept."""
+    batch: int = 32
+    """How many pictures of a folder are edited together, where nothing in their edits is drawn at random."""
     seed: int = 0
     """The same seed gives the same versions."""
     device: str = "auto"
@@ -412,13 +419,18 @@ class Edit:
     """Also write what was made here."""
 
     def run(self) -> None:
+        from pellucid.cli.edits import edit_folder, edit_into, form
         from pellucid.model import load
 
+        how = form(self)
         model = load(self.run_folder, device=self.device)
         if "image" not in model.controls:
             raise ValueError(f"{model.recipe.method} edits no pictures: it declares no `image` control")
         chosen = controls_set(self, model)
         drawable(model)
+        if how != "versions":
+            (edit_folder if how == "folder" else edit_into)(self, model, chosen)
+            return
         writable(self.out)
         n = (4 if model.method.edits_vary else 1) if self.n is None else self.n
         sample = model.edit(self.image, n=n, seed=self.seed, **chosen)
@@ -480,7 +492,6 @@ class Sweep:
 
         from pellucid.cli.axes import Axis, at, axis
         from pellucid.cli.sheet import lettered
-        from pellucid.data.decode import decode
         from pellucid.model import load
         from pellucid.train.preview import save_png
 
@@ -492,7 +503,7 @@ class Sweep:
             raise ValueError(f"both axes are {across.title}: name another for --down, or leave it out")
         drawable(model)
         writable(self.out)
-        held = {k: decode(Path(v)) if model.controls[k].kind == "image" else v for k, v in held.items()}
+        held = model.opened(held)
         # each of them is checked here, before the first is sampled
         cells = [
             model.parts(1, **{"seed": self.seed} | seeded(at(model, held, {across: right} | below)))
@@ -807,10 +818,11 @@ def listed(paths: tuple[Path, ...]) -> tuple[list[Path], list[str]]:
     return files, failed
 
 
-def pairs(settings: tuple[str, ...]) -> dict[str, Any]:
+def pairs(settings: tuple[str, ...], several: Collection[str] = ()) -> dict[str, Any]:
     """("num-steps=50", "regions=0,2") -> {"num_steps": "50", "regions": "0,2"}; the model reads the values.
 
-    Raises ValueError for what is not NAME=VALUE, and for a name that is there twice.
+    The values of a name in `several` that is there twice are put together with a comma. Raises ValueError for what is
+    not NAME=VALUE, and for any other name that is there twice.
     """
     found: dict[str, Any] = {}
     for setting in settings:
@@ -818,10 +830,15 @@ def pairs(settings: tuple[str, ...]) -> dict[str, Any]:
         if not equals or not name:
             raise ValueError(f"{setting!r} is no setting; write NAME=VALUE")
         name = name.replace("-", "_")
-        if name in found:
+        if name in found and name not in several:
             raise ValueError(f"{name} is given twice, as {found[name]} and as {text}: leave one of them out")
-        found[name] = text
+        found[name] = f"{found[name]},{text}" if name in found else text
     return found
+
+
+def in_parts(model: Model) -> set[str]:
+    """The controls that may be given once for each of their parts: `--replace pose=a.png --replace ground=b.png`."""
+    return {name for name, control in model.controls.items() if control.kind == "images"}
 
 
 def controls_set(command: Any, model: Model, *, reading: bool = False) -> dict[str, Any]:
@@ -832,7 +849,7 @@ def controls_set(command: Any, model: Model, *, reading: bool = False) -> dict[s
     """
     from pellucid.methods.base import resolve
 
-    chosen = pairs(command.settings)
+    chosen = pairs(command.settings, in_parts(model))
     word = type(command).__name__.lower()
     for name, text in chosen.items():
         if name in {f.name for f in fields(command)}:

@@ -19,12 +19,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pellucid.data.attributes import TABLE
 from pellucid.data.catalog import open_source
 from pellucid.data.decode import EXTENSIONS, BadImage, Encoded, Header, decode, decode_mask, inspect
 from pellucid.data.images import BAD_LIMIT
 from pellucid.data.sources import FolderSource, Source, splits
 
 SPLITS = ("train", "val", "test")
+_RARE = 4
+"""The rarest values of an attribute that a report names."""
 _ALIKE_BITS = 4
 """Two gradient hashes of 64 bits that differ in at most this many may be of one picture."""
 _ALIKE_LEVELS = 6.0
@@ -66,6 +69,10 @@ class Report:
     leaks: int
     """Groups of either kind whose members fall into different splits."""
     classes: dict[str, int]
+    attributes: dict[str, dict[str, int]]
+    """Of each attribute how many usable pictures have each value; "" counts those whose value is not known."""
+    rowless: list[str]
+    """Usable pictures of which the attributes say nothing at all."""
     splits: dict[str, int]
     masks: bool
     regions: dict[int, int]
@@ -104,6 +111,11 @@ class Report:
         out += [f"  {count} {text}" for count, text in notes if count]
         if self.classes:
             out.append(f"  classes {_counts(self.classes)}")
+        for name, counts in self.attributes.items():
+            known = {value: count for value, count in counts.items() if value}
+            rare = sorted(known.items(), key=lambda item: item[1])[:_RARE]
+            empty = f"; {counts['']} pictures without" if counts.get("") else ""
+            out.append(f"  attribute {name}: {len(known)} values, the rarest {_counts(dict(rare))}{empty}")
         if self.masks:
             out.append(f"  masks with regions {_counts({str(k): v for k, v in self.regions.items()})}")
         out.append("  splits " + ", ".join(f"{name} {self.splits[name]}" for name in SPLITS))
@@ -111,6 +123,7 @@ class Report:
             out.append(f"  other files {_counts(self.others)}")
         out += _listed("cannot be used", [f"{name}: {why}" for name, why in self.bad])
         out += _listed("are not what their names say", [f"{n} is {what}" for n, what in self.mislabelled])
+        out += _listed("have no attributes: no row in the table, or an empty one", self.rowless)
         out += _listed(f"are smaller than {self.size} pixels", self.tiny)
         out += _listed("groups are exact copies", [_few(group, " = ") for group in self.duplicates])
         out += _listed("groups look nearly the same", [_few(group, " ~ ") for group in self.alike])
@@ -173,6 +186,8 @@ def examine(path: str | os.PathLike[str], size: int = 64) -> Report:
         alike=[[names[i] for i in group] for group in alike],
         leaks=leaks,
         classes={name: classes[name] for name in source.class_names},
+        attributes=_values(source, good),
+        rowless=[names[i] for i in good if source.attributes and set(records[i].values) <= {-1}],
         splits={name: sum(s == name for s in split.values()) for name in SPLITS},
         masks=source.has_masks,
         regions=dict(sorted(regions.items())),
@@ -182,6 +197,17 @@ def examine(path: str | os.PathLike[str], size: int = 64) -> Report:
     )
     report.suggestions.extend(_suggestions(report, source))
     return report
+
+
+def _values(source: Source, good: Sequence[int]) -> dict[str, dict[str, int]]:
+    """How many of some pictures have each value of each attribute, and under "" how many have none, if any has not."""
+    found = {}
+    for column, attribute in enumerate(source.attributes):
+        counts = Counter(source.records[i].values[column] for i in good)
+        found[attribute.name] = {value: counts[k] for k, value in enumerate(attribute.values)}
+        if counts[-1]:
+            found[attribute.name][""] = counts[-1]
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +346,21 @@ def _suggestions(report: Report, source: Source) -> list[str]:
     if report.classes and min(report.classes.values()) * 10 < max(report.classes.values()):
         least = min(report.classes, key=lambda name: report.classes[name])
         out.append(f"classes are unequal: {least!r} has only {report.classes[least]} images")
+    # one folder around all pictures is a place to keep them, and says nothing of them
+    kept = isinstance(source, FolderSource) and not (source.root / TABLE).is_file()
+    for name, counts in report.attributes.items():
+        values = {value: count for value, count in counts.items() if value}
+        if len(values) < 2 and not (kept and len(report.attributes) == 1):
+            what = "has one value alone" if values else "has no value"
+            way_out = "leave that level of folders out" if kept else "take its column out of the table"
+            out.append(f"the attribute {name!r} {what}, and nothing can be learned of it: {way_out}")
+        lone = [value for value, count in values.items() if count < 2]
+        if len(values) > 1 and lone:
+            out.append(
+                f"of the attribute {name!r} {len(lone)} value{'s' * (len(lone) > 1)} "
+                f"{'have' if len(lone) > 1 else 'has'} one picture or none ({_few(lone, ', ')}), which no other can "
+                f"share: join {'them' if len(lone) > 1 else 'it'} to another value, or add pictures"
+            )
     if 0 < report.usable < 500:
         out.append(
             f"{report.usable} images are few: a generator will memorise them; 1,000 or more are better"

@@ -222,6 +222,13 @@ class Method(nn.Module):
     edits_vary: ClassVar[bool] = True
     """Whether an edit of one picture, nothing else changed, comes out otherwise under another seed."""
 
+    def edit_varies(self, **controls: Any) -> bool:
+        """Whether an edit with these controls, `image` among them, comes out otherwise under another seed.
+
+        Where it does not, pictures may be edited together: each comes out, to rounding, as it does alone.
+        """
+        return self.edits_vary
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device

@@ -210,6 +210,10 @@ class GAE(Method):
 
     # ---- sampling ----------------------------------------------------------------------------
 
+    def edit_varies(self, **controls: Any) -> bool:
+        """Only where the noise is drawn anew: a sampler that draws its own is refused with a picture's."""
+        return bool(resolve(self.controls, controls)["noise"])
+
     @torch.no_grad()
     def sample(self, n: int, rng: torch.Generator, **controls: Any) -> Sample:
         """n pictures of drawn codes, or of a given picture's, with what the controls change; see `controls`.
@@ -236,10 +240,8 @@ class GAE(Method):
             w, x_T = self._of_pictures(n, use, x_T)
         w = self._set(w, use)
         denoise = self.denoiser.denoiser(self.told(w))
-        if (
-            use["image"] is None or use["noise"]
-        ):  # the way back to a picture is the way there, where nothing was clipped
-            denoise = clipped(denoise)
+        if use["image"] is None or use["noise"]:
+            denoise = clipped(denoise)  # not on the way back to a picture: nothing was clipped on the way to its noise
         images = SAMPLERS[sampler](
             denoise, x_T, self.denoiser.levels(use["num_steps"]), self.denoiser.schedule, rng=rng
         )
