@@ -4,7 +4,13 @@ from itertools import pairwise
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
+from diffusers import (
+    DDIMInverseScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    HeunDiscreteScheduler,
+)
 
 from pellucid.process.guidance import clipped, guided, keep_known
 from pellucid.process.predict import to_x0
@@ -45,6 +51,13 @@ def test_ddim_agrees_with_diffusers(n, eta):
     scheduler = DDIMScheduler(timestep_spacing="trailing", clip_sample=False)
     ours = ddim(denoise, NOISE, levels(n, table=1000), TABLE, eta=eta, rng=rng())
     torch.testing.assert_close(ours, theirs(scheduler, n, eta=eta, generator=rng()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 5, 50, 1000])
+def test_inversion_agrees_with_diffusers(n):
+    scheduler = DDIMInverseScheduler(timestep_spacing="trailing", clip_sample=False)
+    ours = invert(denoise, NOISE, levels(n, table=1000).flip(0), TABLE)
+    torch.testing.assert_close(ours, theirs(scheduler, n), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("n", [1, 5, 50, 1000])
