@@ -20,7 +20,7 @@ from pellucid.process.gaussian import Gaussian
 from pellucid.process.guidance import clipped, guided, keep_known
 from pellucid.process.loss import diffuse
 from pellucid.process.predict import to_eps, to_x0
-from pellucid.process.samplers import SAMPLERS
+from pellucid.process.samplers import SAMPLERS, invert
 from pellucid.process.schedule import ScheduleName, TabulatedSchedule, levels, make_schedule, revisit
 from pellucid.types import Control, Denoise, Sample
 
@@ -105,6 +105,38 @@ def standard_controls(class_names: tuple[str, ...], *, regions: int = 0) -> dict
     return controls
 
 
+def inversion_controls() -> dict[str, Control]:
+    """The controls of methods that know a picture by a code and its noise: those of `Diffusion.rendered`."""
+    standard = standard_controls(())
+    return {
+        "num_steps": standard["num_steps"],
+        "sampler": standard["sampler"],
+        "image": Control(kind="image", help="read this picture's code and noise, and start from them"),
+        "inversion_steps": Control(
+            kind="int", default=100, low=1, high=1000, needs="image",
+            help="network passes from a given picture to its noise; more come back closer to it",
+        ),
+        "noise": Control(
+            kind="choice", default="inferred", choices=("inferred", "random"), needs="image",
+            help="whether the picture's own noise is kept, and so all that its code does not say, or drawn anew",
+        ),
+    }  # fmt: skip
+
+
+def keeps_noise(use: Mapping[str, Any]) -> bool:
+    """Whether `inversion_controls` ask for the given picture's own noise.
+
+    Raises ValueError where the sampler would lose it on the way.
+    """
+    keeps = use["image"] is not None and use["noise"] == 0
+    if keeps and tuple(SAMPLERS)[use["sampler"]] == "ddpm":
+        raise ValueError(
+            "sampler is ddpm, which draws new noise at each step, so that nothing of the picture would stay; "
+            "use ddim, heun or dpmpp_2m, or noise=random"
+        )
+    return keeps
+
+
 def _spread(x: Tensor, like: Tensor) -> Tensor:
     """x (B, C, H, W) with axes of one put in after the first, as many as `like` has more."""
     return x[(slice(None), *[None] * (like.ndim - x.ndim))]
@@ -173,6 +205,17 @@ class Diffusion(nn.Module):
         """x_t and its times (B,) for one time t."""
         times = torch.full((len(x0),), t, device=x0.device)
         return diffuse(x0, self.noise(x0.shape, rng), self.schedule.logsnr(times)), times
+
+    def inverted(self, denoise: Denoise, x: Tensor, num_steps: int) -> Tensor:
+        """The noise (B, C, H, W) that DDIM turns into pictures x (DiffuseGAE, eq. 7)."""
+        return invert(denoise, x, self.levels(num_steps).flip(0), self.schedule)
+
+    def rendered(self, denoise: Denoise, x_T: Tensor, use: Mapping[str, Any], rng: torch.Generator) -> Tensor:
+        """Noise (B, C, H, W) -> pictures in [-1, 1], by `inversion_controls`."""
+        # the way back to a picture is the way there, where nothing was clipped
+        denoise = denoise if keeps_noise(use) else clipped(denoise)
+        sampler = SAMPLERS[tuple(SAMPLERS)[use["sampler"]]]
+        return sampler(denoise, x_T, self.levels(use["num_steps"]), self.schedule, rng=rng).clamp(-1, 1)
 
 
 class DenoisingMethod(Diffusion, Method):

@@ -9,6 +9,7 @@ from pellucid.methods.baselines.gzsnet import GZSNet, GZSNetConfig
 from pellucid.methods.baselines.icgan import ICGAN, ICGANConfig
 from pellucid.methods.baselines.infogan import InfoGAN, InfoGANConfig
 from pellucid.methods.baselines.mic import MIC, MICConfig
+from pellucid.methods.baselines.pdae import PDAE, PDAEConfig
 from pellucid.methods.baselines.selfcond import SelfCond, SelfCondConfig
 from pellucid.methods.baselines.selfguided import SelfGuided, SelfGuidedConfig
 from pellucid.methods.baselines.supervised import Segmenter, SegmenterConfig
@@ -26,6 +27,7 @@ METHODS: dict[str, tuple[type, type[Method]]] = {
     "icgan": (ICGANConfig, ICGAN),
     "infogan": (InfoGANConfig, InfoGAN),
     "mic": (MICConfig, MIC),
+    "pdae": (PDAEConfig, PDAE),
     "segmenter": (SegmenterConfig, Segmenter),
     "selfcond": (SelfCondConfig, SelfCond),
     "selfguided": (SelfGuidedConfig, SelfGuided),

@@ -47,18 +47,22 @@ class TimeModulator(nn.Module):
 
     def __init__(self, widths: Sequence[int], dim: int, *, num_classes: int | None = None) -> None:
         super().__init__()
-        self.dim = dim
+        self.dim, self.width = dim, 4 * dim
         self.embed = nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, 4 * dim))
         self.classes = nn.Embedding(num_classes + 1, 4 * dim) if num_classes else None
         self.to_affine = VectorModulator(widths, 4 * dim)
 
-    def forward(self, t: Tensor, label: Tensor | None = None) -> list[Affine]:
+    def embedded(self, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """(B, width): what the pairs are made of."""
         h = self.embed(sinusoidal(1000 * t, self.dim).to(next(self.embed.parameters()).dtype))
         if self.classes is not None:
             if label is None:
                 label = torch.full(t.shape, self.classes.num_embeddings - 1, device=t.device)
             h = h + self.classes(label)
-        return self.to_affine(h)
+        return h
+
+    def forward(self, t: Tensor, label: Tensor | None = None) -> list[Affine]:
+        return self.to_affine(self.embedded(t, label))
 
 
 def repeat(modulation: Modulation, k: int) -> list[Affine]:

@@ -13,7 +13,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from pellucid.methods.baselines.ddpm import DDPMConfig
 from pellucid.methods.baselines.gzsnet import GZSNetConfig
+from pellucid.methods.baselines.pdae import PDAEConfig
 from pellucid.methods.gae.autoencoder import DiffusionConfig, LatentConfig
 from pellucid.methods.gae.method import GAEConfig, GroupConfig
 from pellucid.nets.resnet import ResNetConfig
@@ -169,10 +171,26 @@ def gzsnet(
     return "gzsnet", config, replace(train, steps=steps, stages={"parts": own})
 
 
+def ddpm(scale: Scale, data: DataSpec) -> tuple[str, DDPMConfig, TrainConfig]:
+    """The DDPM of the same U-Net, trained as the diffusion autoencoder is: PDAE's first stage, to begin it from."""
+    config = DDPMConfig(size=data.size, unet=unet(scale, data), predicts=predicts(scale))
+    return "ddpm", config, replace(training(scale), stages={})
+
+
+def pdae(scale: Scale, data: DataSpec) -> tuple[str, PDAEConfig, TrainConfig]:
+    """PDAE with U-Net, encoder and code of the diffusion autoencoder's; each stage is trained as long as that is."""
+    same = diffusion(scale, data)
+    config = PDAEConfig(
+        size=data.size, unet=same.unet, predicts=same.predicts, encoder=same.encoder, dim=same.dim
+    )
+    return "pdae", config, replace(training(scale), stages={})
+
+
 BEGINS_FROM: Mapping[str, str] = dict.fromkeys(
     ("gae", "gae-no-swap", "gae-no-reassembly", "gae-no-joint", "gae-no-skip"), "diffae"
-)
+) | {"pdae": "gae-ddpm"}
 """Recipes whose first stage is all that another trains, so that several may begin from one run of that."""
+
 RECIPES: Mapping[str, Maker] = {
     "gae": gae,
     "diffae": partial(gae, group=False),
@@ -182,4 +200,6 @@ RECIPES: Mapping[str, Maker] = {
     "gae-no-skip": partial(gae, skip=False),
     "gzsnet": gzsnet,
     "ae-ds": partial(gzsnet, supervision="labels"),
+    "gae-ddpm": ddpm,
+    "pdae": pdae,
 }

@@ -27,12 +27,14 @@ class DDPMConfig:
     """What the network's output stands for; the loss is that of the noise whatever it is."""
 
 
-class _Denoise(Stage):
+class Denoising(Stage):
+    """Denoise pictures, told nothing of them (Ho et al., 2020, L_simple)."""
+
     name = "denoise"
 
     def __init__(self, method: DDPM) -> None:
         self.method = method
-        self.players = {"model": list(method.parameters())}
+        self.players = {"model": [*method.unet.parameters(), *method.time.parameters()]}
 
     def prepare(self, pictures: Pictures) -> None:
         self.method.fit(pictures)
@@ -61,7 +63,7 @@ class DDPM(DenoisingMethod):
         return self.config.unet.stride
 
     def stages(self) -> tuple[Stage, ...]:
-        return (_Denoise(self),)
+        return (Denoising(self),)
 
     def predict(
         self, x: Tensor, t: Tensor, label: Tensor | None = None, use: Mapping[str, Any] = NOTHING

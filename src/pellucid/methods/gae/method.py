@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.methods.base import Method, Pictures, Stage, resolve
-from pellucid.methods.denoising import standard_controls
+from pellucid.methods.denoising import inversion_controls, keeps_noise
 from pellucid.methods.gae.autoencoder import (
     CodeDiffusion,
     CodedUNet,
@@ -22,9 +22,8 @@ from pellucid.methods.gae.autoencoder import (
 from pellucid.methods.parts import Parts, checked
 from pellucid.methods.swaps import grouped
 from pellucid.nets.mlp import chain
-from pellucid.process.guidance import clipped
 from pellucid.process.loss import denoising_loss
-from pellucid.process.samplers import SAMPLERS, ddim, invert
+from pellucid.process.samplers import ddim
 from pellucid.types import Attribute, Batch, Control, Readout, Sample
 
 LATENT_STEPS = 50
@@ -137,19 +136,8 @@ class GAE(Method):
     # ---- what a user may set and read --------------------------------------------------------
 
     def _declared(self) -> tuple[dict[str, Control], dict[str, Readout]]:
-        standard = standard_controls(())
         controls = {
-            "num_steps": standard["num_steps"],
-            "sampler": standard["sampler"],
-            "image": Control(kind="image", help="read this picture's code and noise, and start from them"),
-            "inversion_steps": Control(
-                kind="int", default=100, low=1, high=1000, needs="image",
-                help="network passes from a given picture to its noise; more come back closer to it",
-            ),
-            "noise": Control(
-                kind="choice", default="inferred", choices=("inferred", "random"), needs="image",
-                help="whether the picture's own noise is kept, and so all that its code does not say, or drawn anew",
-            ),
+            **inversion_controls(),
             "blend_with": Control(
                 kind="image", needs="image", help="a second picture, whose code and noise are blended with the first's"
             ),
@@ -224,7 +212,6 @@ class GAE(Method):
         if n < 1:
             raise ValueError(f"n is {n}; ask for at least one image")
         use = resolve(self.controls, controls)
-        sampler = tuple(SAMPLERS)[use["sampler"]]
         # drawn in one order whatever is set, so that a control changes what it says and nothing else
         drawn = lambda *shape: torch.randn(n, *shape, generator=rng, device=rng.device).to(self.device)
         x_T, latent = drawn(*self.image_shape), drawn(self.config.diffusion.dim)
@@ -232,20 +219,11 @@ class GAE(Method):
             unit = ddim(self.latent.denoise, latent, self.latent.levels(LATENT_STEPS), self.latent.schedule)
             w = unit if self.gae is None else self.gae.encode(unit).float()
         else:
-            if sampler == "ddpm" and use["noise"] == 0:
-                raise ValueError(
-                    "sampler is ddpm, which draws new noise at each step, so that nothing of the picture would stay; "
-                    "use ddim, heun or dpmpp_2m, or noise=random"
-                )
             w, x_T = self._of_pictures(n, use, x_T)
         w = self._set(w, use)
         denoise = self.denoiser.denoiser(self.told(w))
-        if use["image"] is None or use["noise"]:
-            denoise = clipped(denoise)  # not on the way back to a picture: nothing was clipped on the way to its noise
-        images = SAMPLERS[sampler](
-            denoise, x_T, self.denoiser.levels(use["num_steps"]), self.denoiser.schedule, rng=rng
-        )
-        return Sample(images=images.clamp(-1, 1), readouts=self.describe(w), controls=self.said(use))
+        images = self.denoiser.rendered(denoise, x_T, use, rng)
+        return Sample(images=images, readouts=self.describe(w), controls=self.said(use))
 
     def _of_pictures(self, n: int, use: Mapping[str, Any], x_T: Tensor) -> tuple[Tensor, Tensor]:
         """Code and noise of the given picture, or of two blended."""
@@ -253,7 +231,7 @@ class GAE(Method):
         for picture in [use["image"]] if use["blend_with"] is None else [use["image"], use["blend_with"]]:
             x = self.given(picture, n)
             w = self.parts_of(x)
-            found.append((w, self.inverted(x, w, use["inversion_steps"]) if use["noise"] == 0 else x_T))
+            found.append((w, self.inverted(x, w, use["inversion_steps"]) if keeps_noise(use) else x_T))
         if len(found) == 1:
             return found[0]
         (wa, na), (wb, nb) = found
@@ -268,8 +246,7 @@ class GAE(Method):
 
     def inverted(self, x: Tensor, w: Tensor, num_steps: int) -> Tensor:
         """The noise (B, C, H, W) that DDIM turns into pictures under their codes."""
-        levels = self.denoiser.levels(num_steps).flip(0)
-        return invert(self.denoiser.denoiser(self.told(w)), x, levels, self.denoiser.schedule)
+        return self.denoiser.inverted(self.denoiser.denoiser(self.told(w)), x, num_steps)
 
     def _set(self, w: Tensor, use: Mapping[str, Any]) -> Tensor:
         """Codes with what the controls set."""
