@@ -629,7 +629,10 @@ class _Run:
                 f"{other} holds no stage of this method, or one of another size: it lacks {len(lost)} weights of the "
                 f"stage {self.stages[0].name}, such as {lost[0]}. Train with the settings of that run, or without it"
             )
-        self.method.load_state_dict({k: placed(v, own[k]) for k, v in taken.items()}, strict=False)
+        # of a stage that is trained here, nothing: parts of the same name may have been trained there too
+        here = set().union(*self.owned[covered:]) - set().union(*self.owned[:covered])
+        begun = {k: placed(v, own[k]) for k, v in taken.items() if k not in here}
+        self.method.load_state_dict(begun, strict=False)
         self.ema.take(self.method)
         self.step = sum(c.steps for c in self.configs[:covered])
         names = ", ".join(stage.name for stage in self.stages[:covered])
