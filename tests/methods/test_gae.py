@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def test_slerp_has_its_ends_its_lengths_and_constant_speed():
     unit = [
         slerp(a / a.flatten(1).norm(dim=1)[:, None, None, None], b, s).flatten(1) for s in (0.0, 0.25, 0.5)
     ]
-    turn = [torch.cosine_similarity(u, v).arccos() for u, v in zip(unit, unit[1:], strict=False)]
+    turn = [torch.cosine_similarity(u, v).arccos() for u, v in pairwise(unit)]
     torch.testing.assert_close(turn[0], turn[1], rtol=1e-4, atol=1e-5)
     lengths = slerp(a, b, 0.5).flatten(1).norm(dim=1)
     torch.testing.assert_close(lengths, (a.flatten(1).norm(dim=1) + b.flatten(1).norm(dim=1)) / 2)

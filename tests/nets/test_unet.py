@@ -220,3 +220,18 @@ def test_a_config_that_cannot_be_is_refused(wrong, said):
 
 def test_middle_declares_two_blocks():
     assert Middle(CFG).widths == (24, 24)
+
+
+@pytest.mark.parametrize("stem", [2, 4])
+def test_a_stem_takes_more_pixels_at_once_and_gives_them_back(stem):
+    cfg = UNetConfig(base=8, multipliers=(1, 2), blocks=1, stem=stem, middle_attention=False)
+    net = UNet(cfg)
+    assert cfg.stride == 2 * stem
+    x = torch.randn(2, 3, 4 * cfg.stride, 4 * cfg.stride)
+    none = [(torch.zeros(2, w, 1, 1), torch.zeros(2, w, 1, 1)) for w in net.widths]
+    assert net(x, none).shape == x.shape
+    assert net.features(x, none).shape[-1] == x.shape[-1] // stem
+    with pytest.raises(ValueError, match=f"must be multiples of {cfg.stride}"):
+        net(x[..., : -stem // 2, :], none)
+    with pytest.raises(ValueError, match="stem is 3"):
+        UNetConfig(stem=3)

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -11,8 +12,10 @@ import pellucid
 from pellucid.methods.base import Method
 from pellucid.metrics.distribution import Pixels
 from pellucid.reproduce import TABLES
+from pellucid.reproduce.attributes import AttributeJudge, Pictures
 from pellucid.reproduce.coarse import Judge
-from pellucid.reproduce.harness import Column, Report, Setting, trained
+from pellucid.reproduce.disentangle import verdicts
+from pellucid.reproduce.harness import Column, Report, Setting, data_for, trained
 
 
 def make(name, out, **options):
@@ -23,7 +26,7 @@ def make(name, out, **options):
 
 @pytest.mark.parametrize("name", list(TABLES))
 def test_a_table_has_every_row_and_writes_what_it_prints(name, tmp_path):
-    data = "ring" if "ring" in TABLES[name].data else "scenes"
+    data = next((d for d in ("ring", "toys") if d in TABLES[name].data), "scenes")
     report, _ = make(name, tmp_path, data=(data,))
     assert len(report.rows) >= 3
     assert {of for of, _ in report.rows} == {data}
@@ -36,6 +39,53 @@ def test_a_table_has_every_row_and_writes_what_it_prints(name, tmp_path):
     assert (tmp_path / f"{name}.txt").read_text().strip() == "\n".join(report.lines()).strip()
     for picture in report.pictures:
         assert Image.open(tmp_path / picture).width > 32
+
+
+def test_tables_of_attributes_share_their_runs_and_refuse_data_without_a_table(tmp_path):
+    make("gae-disentangle", tmp_path, data=("toys",))
+    runs = {p.name for p in (tmp_path / "runs").iterdir()}
+    make("gae-interpolate", tmp_path, data=("toys",))
+    assert {p.name for p in (tmp_path / "runs").iterdir()} == runs
+    with pytest.raises(ValueError, match="pictures have none: give data with a table"):
+        make("gae-zeroshot", tmp_path, data=("scenes",))
+
+
+def test_parts_are_judged_on_every_cell(tmp_path):
+    report, _ = make("gae-disentangle", tmp_path, data=("toys",), rows=("DiffuseGAE", "Diff-AE"))
+    for part in ("identity", "background", "pose"):
+        for row in ("DiffuseGAE", "Diff-AE"):
+            cells = report.rows["toys", f"{row}: part {part}"]
+            assert set(cells) == {"reads_identity", "reads_background", "reads_pose"}
+    assert report.rows["toys", "by chance, 1/|A|"]["reads_pose"] == [0.1]
+    ours = np.array(
+        [
+            [
+                report.rows["toys", f"DiffuseGAE: part {p}"][f"reads_{a}"][0]
+                for a in ("identity", "background", "pose")
+            ]
+            for p in ("identity", "background", "pose")
+        ]
+    )
+    assert report.rows["toys", "DiffuseGAE"]["own"] == [pytest.approx(ours.diagonal().min())]
+    assert any("nearer the best than Diff-AE in" in note for note in report.notes)
+
+
+def test_verdicts_count_the_cells_in_which_ours_is_nearer_the_best():
+    floor = np.array([0.5, 0.25])
+    ours = np.array([[0.9, 0.3], [0.5, 1.0]])
+    theirs = np.array([[0.8, 0.2], [0.7, 1.0]])
+    said = verdicts("d", {"DiffuseGAE": ours, "Other": theirs}, floor)
+    assert "at least 0.900, others within 0.050" in said[0]
+    assert "nearer the best than Other in 2 of 4 cells, equal in 2" in said[1]
+
+
+def test_a_judge_of_pictures_learns_what_the_table_says(tmp_path):
+    setting = Setting(scale="cpu", seeds=(0,), data=("toys",), out=tmp_path, say=print, size=16, steps=60)
+    judge = AttributeJudge.taught(setting, "toys")
+    pictures = Pictures.of(data_for(setting, "toys", "test"), 200)
+    found = judge.accuracy(pictures.x, pictures.values)
+    assert found["is_background"] > 0.5  # an eighth by chance
+    assert found["all"] <= min(found[f"is_{a.name}"] for a in judge.attributes)
 
 
 def test_segmentation_keeps_the_protocols_apart(tmp_path):

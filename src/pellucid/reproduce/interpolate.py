@@ -26,12 +26,20 @@ ACROSS = 8
 
 
 @torch.no_grad()
-def path_length(method: GAE, see: Extractor, a: Tensor, b: Tensor, steps: int, seed: int) -> float:
-    """PPL between pictures a and b (N, C, H, W), codes by lerp and noises, drawn anew, by slerp (eq. 13)."""
+def path_length(
+    method: GAE, see: Extractor, a: Tensor, b: Tensor, steps: int, seed: int, *, part: slice | None = None
+) -> float:
+    """PPL between pictures a and b (N, C, H, W), codes by lerp and noises, drawn anew, by slerp (eq. 13).
+
+    With `part`, only those entries of the code go over, under one noise.
+    """
     rng = torch.Generator().manual_seed(seed)
     wa, wb = (torch.cat([method.parts_of(part) for part in x.split(100)]) for x in (a, b))
     na, nb = (torch.randn(a.shape, generator=rng) for _ in range(2))
     alphas = torch.rand(len(a), generator=rng)
+    if part is not None:
+        there, wb, nb = wb[:, part], wa.clone(), na
+        wb[:, part] = there
 
     def render(rows: slice, alpha: Tensor) -> Tensor:
         share = alpha.to(wa)
@@ -104,12 +112,20 @@ def run(setting: Setting) -> Report:
                     for steps in STEPS[setting.scale]
                 }
                 report.add(spec, row, lengths)
+                for name, part in (
+                    () if method.parts is None else zip(method.parts.names, method.parts.columns, strict=True)
+                ):
+                    single = {
+                        f"ppl_{steps}": path_length(method, see, a, b, steps, seed, part=part)
+                        for steps in STEPS[setting.scale]
+                    }
+                    report.add(spec, f"  {name} alone", single)
                 if seed == setting.seeds[0]:
                     report.pictures += ways(setting, spec, row, method, pictures)
     report.notes.append(
         f"PPL: mean over pairs of d(G(a), G(a + e)) / e^2, e = {EPSILON:g}, between the 1st and the 99th percentile; "
         f"d is the squared distance of {see.name} features over their squared length, in place of VGG16's. Codes go "
-        "straight, noises along the arc, and noises are drawn"
+        "straight, noises, which are drawn, along the arc; of one attribute alone, the noise stays"
     )
     report.conditions |= setting.conditions(size=setting.size, pairs=n, held_out=HELD_OUT)
     return report
