@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pellucid.nets.mlp import BottleneckBlock, LatentDenoiser, MLPBlock, chain
+from pellucid.nets.mlp import BottleneckBlock, LatentDenoiser, MLPBlock, VectorGroupNorm, chain
 
 
 @pytest.mark.parametrize("norm", ["layer", "group"])
@@ -33,6 +33,18 @@ def test_a_block_is_its_skip_and_what_it_adds():
     torch.nn.init.zeros_(narrow.linear2.weight)
     torch.nn.init.zeros_(narrow.linear2.bias)
     torch.testing.assert_close(narrow(x), x @ narrow.skip.weight.T)
+
+
+def test_the_group_norm_of_vectors_is_torchs():
+    ours, theirs = VectorGroupNorm(4, 24), torch.nn.GroupNorm(4, 24)
+    for norm in (ours, theirs):
+        with torch.no_grad():
+            norm.weight.copy_(torch.linspace(0.5, 2, 24))
+            norm.bias.copy_(torch.linspace(-1, 1, 24))
+    x = torch.randn(7, 24, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    torch.testing.assert_close(ours(x), theirs(x))
+    (one,), (two,) = (torch.autograd.grad(norm(x).square().sum(), x) for norm in (ours, theirs))
+    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
 
 
 def test_a_denoiser_of_codes_hears_its_time():

@@ -19,9 +19,18 @@ from pellucid.nets.embed import sinusoidal
 Norm = Literal["layer", "group"]
 
 
+class VectorGroupNorm(nn.GroupNorm):
+    """Group norm of vectors (B, D), as a layer norm of each group: the same, and on a CPU many times faster."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        groups = x.unflatten(1, (self.num_groups, -1))
+        normed = F.layer_norm(groups, groups.shape[2:], eps=self.eps).flatten(1)
+        return torch.addcmul(self.bias, normed, self.weight)
+
+
 def norm_of(kind: Norm, width: int) -> nn.Module:
     """Over all entries, or over groups of them."""
-    return nn.LayerNorm(width) if kind == "layer" else nn.GroupNorm(groups_for(width, 8), width)
+    return nn.LayerNorm(width) if kind == "layer" else VectorGroupNorm(groups_for(width, 8), width)
 
 
 class MLPBlock(nn.Module):

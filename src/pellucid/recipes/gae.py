@@ -78,7 +78,7 @@ def parts(scale: Scale, attributes: int) -> tuple[int, ...]:
     """Sizes of the parts of z_dis: the paper's 60, 20, 20 for three attributes and equal ones for others; at the small
     scales narrow ones, which have less room for what is not theirs."""
     if scale in ("tiny", "cpu"):
-        return (4 if scale == "tiny" else 16,) * attributes
+        return (4 if scale == "tiny" else 12,) * attributes
     return (60, 20, 20) if attributes == 3 else (max(20, 100 // max(1, attributes)),) * attributes
 
 
@@ -89,10 +89,10 @@ def training(scale: Scale) -> TrainConfig:
         )  # fmt: skip
     if scale == "cpu":
         return TrainConfig(
-            steps=2200, batch_size=16, lr=2e-3, ema_decay=0.995, warmup=50, decay=0.3, flip=False, log_every=20,
+            steps=2000, batch_size=32, lr=2e-3, ema_decay=0.995, warmup=50, decay=0.3, flip=False, log_every=20,
             sample_every=0, checkpoint_every=500,
             stages={
-                "groups": StageConfig(steps=1000, batch_size=128, lr=1e-3),
+                "groups": StageConfig(steps=1600, batch_size=128, lr=1e-3),
                 "joint": StageConfig(steps=400, batch_size=16, lr=2e-4),
                 "latents": StageConfig(steps=1000, batch_size=256, lr=1e-3),
             },
@@ -145,7 +145,7 @@ def gae(
         hidden = {"tiny": 16, "cpu": 128, "gpu": 256, "paper": 256}[scale]
         own: dict[str, Any] = {"parts": sizes, "code": sum(sizes), "hidden": hidden}
         if scale == "cpu":  # few steps: what is not a part's own has to leave it soon
-            own |= {"reassembly": 4.0, "joint_swap": 1.0, "joint_reassembly": 4.0}
+            own |= {"swap": 2.0, "reassembly": 8.0, "joint_swap": 2.0, "joint_reassembly": 8.0}
         grouped = GroupConfig(**own | options)
         config = replace(config, attributes=data.attributes, group=grouped)
     stages = {"autoencoder", "latents"} | ({"groups"} if group else set())
