@@ -38,7 +38,36 @@ CODES = {
     "fd_efflite0": "FD",
     "kid_efflite0": "KID",
 }
+ATTRIBUTES = ("identity", "background", "pose", "sign", "tone", "vendor")
 COLUMNS = {
+    "gae-disentangle": {f"reads_{name}": name for name in ATTRIBUTES}
+    | {
+        "own": "own, least",
+        "leak": "others over 1/A, most",
+        "mig": "MIG",
+        "dci_disentanglement": "DCI D",
+        "dci_completeness": "DCI C",
+        "dci_informativeness": "DCI I",
+        "sap": "SAP",
+    },
+    "gae-zeroshot": {f"is_{name}": name for name in ATTRIBUTES} | {"mean": "mean", "all": "all at once"},
+    "gae-reconstruct": {
+        "mse": "MSE",
+        "ssim": "SSIM",
+        "perceptual_efflite0": "perceptual",
+        "fd_efflite0": "FD",
+        "kid_efflite0": "KID",
+        "read": "attributes read",
+    }
+    | {f"mse_{steps}": f"MSE, {steps} steps" for steps in (10, 25, 50, 100, 250)},
+    "gae-interpolate": {f"ppl_{steps}": f"PPL, T = {steps}" for steps in (10, 20, 50, 100)},
+    "gae-ablation": {
+        "own": "own, least",
+        "leak": "others over 1/A, most",
+        "mse": "MSE, random x_T",
+        "mean": "recombined, mean",
+        "all": "recombined, all at once",
+    },
     "cofi-coarse": CODES,
     "cofi-ablation-coarse": CODES
     | {
@@ -83,12 +112,13 @@ BLOCK = re.compile(r"<!-- table (\S+) -->\s*(.*?)\s*<!-- end -->", re.DOTALL)
 def table(report: dict[str, Any]) -> str:
     """A report's rows in Markdown: mean ± standard deviation over seeds; the default's name is bold.
 
-    Columns of rows that were not made are left out.
+    Columns of rows that were not made, and of attributes that a data set has not, are left out.
     """
     known = COLUMNS[report["name"]]
-    columns = {k: v for k, v in known.items() if any(k in row["figures"] for row in report["rows"])}
     lines: list[str] = []
     for data in dict.fromkeys(row["data"] for row in report["rows"]):
+        there = {key for row in report["rows"] if row["data"] == data for key in row["figures"]}
+        columns = {k: v for k, v in known.items() if k in there}
         lines += [""] * bool(lines) + [
             f"| on {data} | " + " | ".join(columns.values()) + " |",
             "|---|" + "---|" * len(columns),

@@ -92,8 +92,8 @@ def test_the_fingerprint_follows_the_table(tmp_path):
     ("text", "said"),
     [
         ("file,side\na.png,left\nlost.png,left\n", r"names 1 file that is no picture below .*: lost\.png"),
-        ("file,side\na.png,left,3\n", r"row 2: 3 cells under 2 columns"),
-        ("file,side\na.png,left\n./a.png,right\n", r"row 3: '\./a\.png' is there twice"),
+        ("file,side\na.png,left,3\n", r"line 2: 3 cells under 2 columns"),
+        ("file,side\na.png,left\n./a.png,right\n", r"line 3: '\./a\.png' is there twice"),
         ("file,side,side\na.png,left,x\n", r"the column 'side' twice"),
         ("file,side,\na.png,left,x\n", r"a column without a name"),
         ("file\na.png\n", r"has one column"),

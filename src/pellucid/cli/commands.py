@@ -166,8 +166,9 @@ class Train:
     place of the one that would be trained. It is frozen and kept in the run; give it again to continue one."""
     begin_from: Path | None = None
     """A run whose stages this recipe has too, such as one of diffae for gae: they are taken over, not trained again."""
-    flip: bool = True
-    """Mirror every other picture; --no-flip where left and right mean something, as in text."""
+    flip: bool | None = None
+    """Mirror every other picture, --no-flip where left and right mean something, as in text. Recipes that learn by a
+    table do not, as a value may be a side; all others do."""
     resume: bool = True
     """Continue the run where the folder holds one; --no-resume refuses instead."""
     json: Path | None = None

@@ -9,6 +9,7 @@ indices into them, -1 where a cell is empty.
 from __future__ import annotations
 
 import csv
+import io
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -65,7 +66,8 @@ def of_folder(root: Path, inside: Mapping[Path, Sequence[str]]) -> tuple[tuple[A
             raise ValueError(
                 f"{path} names {len(lost)} file{'s' * (len(lost) > 1)} that {'are' if len(lost) > 1 else 'is'} no "
                 f"picture below {root}: {shown}. Names are paths from that folder, such as "
-                f"{next(iter(keys), 'red/1.png')}; mend them, or take the rows out"
+                f"{next(iter(keys), 'red/1.png')}; mend them, take the rows out, or call the file "
+                f"otherwise if it is no table of attributes"
             )
         of_file = {keys[name]: row for name, row in cells.items()}
         return indexed(names, [of_file.get(file, (None,) * len(names)) for file in inside])
@@ -101,8 +103,9 @@ def read_table(path: Path) -> tuple[tuple[str, ...], dict[str, Words]]:
     except (UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{path} cannot be read as a table in UTF-8: {error}") from None
     head = text.partition("\n")[0]
-    separator = max(",;\t", key=head.count)
-    rows = [row for row in csv.reader(text.splitlines(), delimiter=separator) if any(c.strip() for c in row)]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
+    numbered = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    rows = [row for _, row in numbered]
     if not rows:
         raise ValueError(f"{path} is empty; its first row names the columns, as in file,colour,side")
     columns = [column.strip() for column in rows[0]]
@@ -116,12 +119,12 @@ def read_table(path: Path) -> tuple[tuple[str, ...], dict[str, Words]]:
         raise ValueError(f"{path} has {what}; give every column a name of its own")
     at = next((i for i, c in enumerate(columns) if c.lower() in FILE_COLUMNS), 0)
     cells: dict[str, Words] = {}
-    for number, row in enumerate(rows[1:], start=2):
+    for number, row in numbered[1:]:
         if len(row) != len(columns):
-            raise ValueError(f"{path}, row {number}: {len(row)} cells under {len(columns)} columns")
+            raise ValueError(f"{path}, line {number}: {len(row)} cells under {len(columns)} columns")
         name = _key(row[at].strip())
         if name in cells:
-            raise ValueError(f"{path}, row {number}: {row[at]!r} is there twice; a picture has one row")
+            raise ValueError(f"{path}, line {number}: {row[at]!r} is there twice; a picture has one row")
         cells[name] = tuple(cell.strip() or None for i, cell in enumerate(row) if i != at)
     return tuple(c for i, c in enumerate(columns) if i != at), cells
 

@@ -38,7 +38,7 @@ class Grouped(NamedTuple):
 
     reconstruction: Tensor
     swap: Tensor
-    reassembly: Tensor
+    reassembly: Tensor | None
     codes: Tensor
     """(B, D) of the samples themselves."""
     made: Tensor
@@ -55,6 +55,7 @@ def grouped(
     *,
     shared: int = 1,
     known: Tensor | None = None,
+    reassemble: bool = True,
 ) -> Grouped:
     """The three losses of DiffuseGAE, section 3.3.
 
@@ -71,6 +72,7 @@ def grouped(
         parts: sizes, as many as there are attributes.
         shared: how many attributes a partner shares.
         known: (B,) bool, which samples have a group at all; the others are left out of the swaps.
+        reassemble: compute the third too.
     """
     b, p = partners.shape[:2]
     subsets = tuple(combinations(range(len(parts)), shared))
@@ -88,17 +90,16 @@ def grouped(
     lender = lender.repeat_interleave(torch.tensor(parts)).to(codes.device)  # (D,) who has each entry
     rebuilt = theirs.gather(1, lender.expand(b, 1, -1))  # (B, 1, D), to be the sample
 
-    n = b * (1 + p)
-    flat = codes.flatten(0, 1)
-    shuffled = [
-        torch.randperm(n, generator=rng, device=rng.device)[:b].to(codes.device) for _ in range(len(parts))
-    ]
-    mixed = torch.cat([flat[rows, part] for rows, part in zip(shuffled, columns_of(parts), strict=True)], 1)
-
     wanted = torch.cat([codes, into_own, into_theirs, rebuilt], 1)  # (B, 1 + P + P + P + 1, D)
-    made = decode(torch.cat([wanted.flatten(0, 1), mixed]))
-    mine = made[: wanted.shape[0] * wanted.shape[1]].unflatten(0, wanted.shape[:2])
-    found = encode(made[-b:])
+    asked_to_make = [wanted.flatten(0, 1)]
+    if reassemble:
+        flat = codes.flatten(0, 1)
+        mixed = torch.cat(
+            [flat[_some(b, len(flat), rng).to(flat.device), part] for part in columns_of(parts)], 1
+        )
+        asked_to_make.append(mixed)
+    made = decode(torch.cat(asked_to_make))
+    mine = made[: len(asked_to_make[0])].unflatten(0, wanted.shape[:2])
 
     # what is asked for stays where it is: codes that may come to meet what is decoded run away from both
     still = everyone.detach()
@@ -108,7 +109,31 @@ def grouped(
     return Grouped(
         reconstruction=(mine[:, : 1 + p] - still).abs().mean(),
         swap=(error * counted).sum() / counted.sum().clamp(min=1),
-        reassembly=(found - mixed).abs().mean(),
+        reassembly=(encode(made[-b:]) - mixed).abs().mean() if reassemble else None,
         codes=codes[:, 0],
         made=mine[:, 0],
     )
+
+
+def cycle(
+    encode: Encode, decode: Decode, samples: Tensor, parts: Sequence[int], rng: torch.Generator
+) -> Tensor:
+    """GZS-Net's cycle attribute swap: mean absolute error of samples (B, *S) after a swap is undone; a scalar.
+
+    Each sample borrows one part, drawn at random for all, from another; they are decoded and encoded, the part is given
+    back, and they are decoded again. It compares samples and not codes, so that codes gain nothing by shrinking.
+    """
+    part = columns_of(parts)[int(torch.randint(len(parts), (1,), generator=rng, device=rng.device))]
+    other = _some(len(samples), len(samples), rng).to(samples.device)
+    own = encode(samples)
+    swapped = own.clone()
+    swapped[:, part] = own[other, part]
+    again = encode(decode(swapped)).clone()
+    back = again.clone()
+    back[other, part] = again[:, part]  # whoever lent the part finds it with the one that borrowed it
+    return (decode(back) - samples).abs().mean()
+
+
+def _some(n: int, of: int, rng: torch.Generator) -> Tensor:
+    """n different whole numbers below `of`, in random order."""
+    return torch.randperm(of, generator=rng, device=rng.device)[:n]

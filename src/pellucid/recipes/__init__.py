@@ -161,6 +161,15 @@ def build(made: Recipe) -> Method:
         return method_class(made.config)
 
 
+def _with_stems(config: Any) -> Any:
+    """A method's config in JSON with what U-Nets had before there was a choice: a stem of one pixel."""
+    if not isinstance(config, dict):
+        return config
+    mended = {key: _with_stems(value) for key, value in config.items()}
+    is_unet = {"base", "multipliers", "middle_attention", "head_width"} <= mended.keys()
+    return {"stem": 1} | mended if is_unet else mended
+
+
 def recipe_to_json(made: Recipe) -> dict[str, Any]:
     return to_json(made)
 
@@ -168,7 +177,7 @@ def recipe_to_json(made: Recipe) -> dict[str, Any]:
 def recipe_from_json(data: Mapping[str, Any], where: str = "config") -> Recipe:
     """The inverse of `recipe_to_json`, strict: an unknown or missing key is a ValueError.
 
-    Runs of before there were settings of stages, or attributes, have none, and are read.
+    Runs of before there were settings of stages, attributes, or stems of U-Nets have none, and are read.
     """
     fields = {"method", "scale", "config", "data", "train"}
     if set(data) != fields:
@@ -183,6 +192,7 @@ def recipe_from_json(data: Mapping[str, Any], where: str = "config") -> Recipe:
     spec = data["data"]
     if isinstance(spec, dict):
         spec = {"attributes": []} | spec
+    data = {**data, "config": _with_stems(data["config"])}
     return Recipe(
         method=data["method"],
         scale=data["scale"],

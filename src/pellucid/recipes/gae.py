@@ -160,12 +160,11 @@ def gzsnet(
     needs_table("gzsnet" if supervision == "swaps" else "ae-ds", data)
     sizes = parts(scale, len(data.attributes))
     train = training(scale)
-    weights: dict[str, Any] = {}
     if scale == "cpu" and supervision == "labels":
         train = replace(train, steps=1000)
     elif scale == "cpu":
-        # a step decodes twelve pictures for each of its own; at a rate of 2e-3 and a weight of 0.5 codes shrink to none
-        train, weights = replace(train, steps=2000, batch_size=8, lr=1e-3), {"reassembly": 0.1}
+        # a step decodes some fifteen pictures for each of its own
+        train = replace(train, steps=2000, batch_size=8, lr=1e-3)
     config = GZSNetConfig(
         size=data.size,
         channels=data.channels,
@@ -174,7 +173,6 @@ def gzsnet(
         parts=sizes,
         code=sum(sizes),
         supervision=supervision,
-        **weights,
     )
     own = StageConfig(steps=train.of("latents").steps, batch_size=train.of("latents").batch_size)
     return "gzsnet", config, replace(train, stages={"parts": own})

@@ -179,9 +179,9 @@ def cell(values: Sequence[float]) -> str:
     if not values:
         return ""
     mean = statistics.fmean(values)
-    digits = 3 if abs(mean) < 10 else 1
-    spread = f" ±{statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean:.{digits}f}{spread}"
+    digits = ".2g" if 0 < abs(mean) < 0.01 else ".3f" if abs(mean) < 10 else ".1f"
+    spread = f" ±{statistics.stdev(values):{digits}}" if len(values) > 1 else ""
+    return f"{mean:{digits}}{spread}"
 
 
 def data_for(setting: Setting, spec: str, split: str, limit: int | None = None) -> Dataset:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pellucid.methods.base import Method, Stage, resolve
 from pellucid.methods.parts import Parts, ReadParts, checked
-from pellucid.methods.swaps import grouped
+from pellucid.methods.swaps import cycle, grouped
 from pellucid.nets.gan import Encoder, GANConfig, Generator
 from pellucid.types import Attribute, Batch, Control, Readout, Sample
 
@@ -38,8 +38,8 @@ class GZSNetConfig:
     """How many attributes a partner shares."""
     swap: float = 1.0
     """Weight of the swaps beside the reconstruction."""
-    reassembly: float = 0.5
-    """Weight of the reassembly; GZS-Net calls it cycle attribute swap."""
+    cycle: float = 1.0
+    """Weight of swaps that are undone again."""
     reading: float = 0.1
     """Weight of the labels' cross-entropy, summed over attributes, where it is by labels."""
 
@@ -50,7 +50,7 @@ class GZSNetConfig:
                 f"{self.channels} at {self.size}"
             )
         checked(self.attributes, self.parts, self.code)
-        for name in ("swap", "reassembly", "reading"):
+        for name in ("swap", "cycle", "reading"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; a weight, 0 or more")
 
@@ -115,7 +115,7 @@ class GZSNet(Method):
 
 
 class Swapping(Stage):
-    """GZS-Net's training: reconstruction, swaps and reassembly, of pictures."""
+    """GZS-Net's training: reconstruction, swaps, and swaps undone, of pictures."""
 
     name = "swaps"
 
@@ -130,16 +130,14 @@ class Swapping(Stage):
         config = self.method.config
         found = grouped(
             self.method.parts_of, self.method.decoder, batch.x0, batch.partners.x0, config.parts, rng,
-            shared=self.shared, known=(batch.attributes >= 0).all(1),
+            shared=self.shared, known=(batch.attributes >= 0).all(1), reassemble=False,
         )  # fmt: skip
-        yield (
-            "autoencoder",
-            {
-                "reconstruction": found.reconstruction,
-                "swap": config.swap * found.swap,
-                "reassembly": config.reassembly * found.reassembly,
-            },
-        )
+        terms = {"reconstruction": found.reconstruction, "swap": config.swap * found.swap}
+        if config.cycle:
+            undone = cycle(self.method.parts_of, self.method.decoder, batch.x0, config.parts, rng)
+            terms["cycle"] = config.cycle * undone
+        # codes that are alike for all pictures say nothing
+        yield "autoencoder", terms | {"_spread": found.codes.detach().std(0, correction=0).mean()}
 
 
 class Supervised(Stage):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pellucid.methods.base import Method, Pictures, Stage, resolve
 from pellucid.methods.denoising import inversion_controls, keeps_noise
 from pellucid.methods.gae.autoencoder import (
+    MEASURED_ON,
     CodeDiffusion,
     CodedUNet,
     DiffusionAutoencoding,
@@ -43,7 +44,7 @@ class GroupConfig:
     blocks: int = 4
     """MLP blocks, as wide as z_sem."""
     skip: bool = True
-    """Residual blocks; without (the paper's ablation) only the decoder's last is one."""
+    """Residual blocks; without (the paper's ablation) only the encoder's last block and the decoder's are."""
     shared: int = 1
     """s of GROUP(C, s): how many attributes a partner shares."""
     swap: float = 1.0
@@ -119,6 +120,7 @@ class GAE(Method):
     name: ClassVar[str] = "gae"
     reads_any_size: ClassVar[bool] = False
     edits_vary: ClassVar[bool] = False
+    typical: Tensor
 
     def __init__(self, config: GAEConfig) -> None:
         super().__init__()
@@ -131,6 +133,8 @@ class GAE(Method):
         self.gae = None if group is None else GroupAutoencoder(group, dim)
         self.parts = None if group is None else Parts(group.parts, config.attributes)
         self.latent = CodeDiffusion(config.latent, dim)
+        # the mean code of training pictures
+        self.register_buffer("typical", torch.zeros(dim if group is None else group.code))
         self.controls, self.readouts = self._declared()
 
     # ---- what a user may set and read --------------------------------------------------------
@@ -236,6 +240,10 @@ class GAE(Method):
             return found[0]
         (wa, na), (wb, nb) = found
         if use.get("slide"):
+            if use["blend"] != self.controls["blend"].default:
+                raise ValueError(
+                    f"blend is {use['blend']:g}, and slide says how far each part goes: give one of them"
+                )
             w = wa.clone()
             for name, share in use["slide"].items():
                 assert self.parts is not None
@@ -255,15 +263,9 @@ class GAE(Method):
         if use["towards"] is not None:
             away = use["away_from"]
             mean = lambda pictures: self.parts_of(pictures.to(self.device, torch.float32)).mean(0)
-            typical = self.parts_of_mean if away is None else mean(away)
+            typical = self.typical if away is None else mean(away)
             w = w + use["amount"] * (mean(use["towards"]) - typical)
         return w
-
-    @property
-    def parts_of_mean(self) -> Tensor:
-        """The code of what pictures are like on average."""
-        unit = torch.zeros(1, self.config.diffusion.dim, device=self.device)
-        return (unit if self.gae is None else self.gae.encode(unit).float())[0]
 
 
 def slerp(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
@@ -313,10 +315,10 @@ class GroupsOfCodes(Stage):
         assert batch.attributes is not None
         found = grouped(
             self.gae.encode, self.gae.decode, batch.derived["z"], batch.partners.derived["z"], self.config.parts, rng,
-            shared=self.shared, known=(batch.attributes >= 0).all(1),
+            shared=self.shared, known=(batch.attributes >= 0).all(1), reassemble=self.config.reassembly > 0,
         )  # fmt: skip
         terms = {"reconstruction": found.reconstruction, "swap": self.config.swap * found.swap}
-        if self.config.reassembly:
+        if found.reassembly is not None:
             terms["reassembly"] = self.config.reassembly * found.reassembly
         yield "gae", terms
 
@@ -344,7 +346,7 @@ class Joint(Stage):
         unit = method.codes.unit(method.codes(everyone))
         found = grouped(
             self.gae.encode, self.gae.decode, unit[:b], unit[b:].unflatten(0, (b, p)), config.parts, rng,
-            shared=self.shared, known=(batch.attributes >= 0).all(1),
+            shared=self.shared, known=(batch.attributes >= 0).all(1), reassemble=config.joint_reassembly > 0,
         )  # fmt: skip
         weight = config.joint_weight
         terms = {
@@ -352,7 +354,7 @@ class Joint(Stage):
             "reconstruction": weight * found.reconstruction,
             "swap": weight * config.joint_swap * found.swap,
         }
-        if config.joint_reassembly:
+        if found.reassembly is not None:
             terms["reassembly"] = weight * config.joint_reassembly * found.reassembly
         yield "all", terms
 
@@ -371,8 +373,12 @@ class Latents(Stage):
             self.players["parts"] = list(method.parts.parameters())
 
     def prepare(self, pictures: Pictures) -> None:
-        if self.method.gae is None:  # otherwise the parts were learned in the units of an earlier stage
-            self.method.codes.fit(pictures)
+        method = self.method
+        if method.gae is None:  # otherwise the parts were learned in the units of an earlier stage
+            method.codes.fit(pictures)
+        with torch.no_grad():
+            codes = torch.cat([method.parts_of(part.to(method.device)) for part in pictures(MEASURED_ON)])
+        method.typical.copy_(codes.mean(0))
 
     @torch.no_grad()
     def derive(self, x0: Tensor) -> dict[str, Tensor]:
