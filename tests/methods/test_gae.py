@@ -224,6 +224,46 @@ def test_what_begins_from_a_diffusion_autoencoder_is_what_trains_one_first(tmp_p
         )
 
 
+def test_what_a_run_cannot_begin_from_is_said(tmp_path, capsys):
+    given = [
+        "--data",
+        "toys",
+        "--scale",
+        "tiny",
+        "--size",
+        "16",
+        "--steps",
+        "2",
+        "--batch-size",
+        "4",
+        "--limit",
+        "200",
+    ]
+    main(["train", "diffae", "--out", str(tmp_path / "v"), *given, "--set", "diffusion.predicts=v"])
+    assert json.loads((tmp_path / "v" / "config.json").read_text())["recipe"]["train"]["flip"] is False
+    for other, said in ((tmp_path / "v", "diffusion.predicts"), (tmp_path / "none", "cannot begin from")):
+        with pytest.raises(SystemExit):
+            main(["train", "gae", "--out", str(tmp_path / "gae"), "--begin-from", str(other), *given])
+        assert said in capsys.readouterr().err
+
+
+def test_sliding_and_blending_exclude_each_other(method):
+    x = pictures(1)
+    with pytest.raises(ValueError, match=r"blend is 0\.9, and slide says"):
+        method.sample(1, rng(), image=x, blend_with=x, blend=0.9, slide={"side": 0.2}, num_steps=2)
+
+
+def test_typical_pictures_are_what_codes_are_on_average(method):
+    other = build(recipe("gae", "tiny", SPEC)).eval()
+    stage = other.stages()[-1]
+    x = pictures(12)
+    stage.prepare(lambda n: iter([x[:7], x[7:]]))
+    torch.testing.assert_close(other.typical, other.read(x, rng())["code"].mean(0))
+    made = other.sample(1, rng(), image=x[:1], towards=x[:4], noise="random", num_steps=2).readouts["code"]
+    wanted = other.read(x[:1], rng())["code"] + other.read(x[:4], rng())["code"].mean(0) - other.typical
+    torch.testing.assert_close(made, wanted)
+
+
 def test_a_method_without_attributes_is_the_diffusion_autoencoder_alone():
     _, config, _ = pellucid.recipes.gae.gae("tiny", SPEC, group=False)
     assert isinstance(config, GAEConfig)

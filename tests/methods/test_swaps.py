@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pellucid.data.groups import Groups
-from pellucid.methods.swaps import columns_of, grouped, marks
+from pellucid.methods.swaps import columns_of, cycle, grouped, marks
 from pellucid.metrics.attributes import perplexity_matrix
 from pellucid.nets.mlp import chain
 from pellucid.types import Attribute
@@ -77,6 +77,18 @@ def test_samples_without_a_group_are_in_no_swap():
     assert grouped(*args, torch.Generator()).swap.item() > 1
 
 
+def test_a_swap_undone_costs_a_perfect_code_nothing_and_a_constant_one_much():
+    samples = one_hot(table())
+    assert cycle(lambda x: x, lambda w: w, samples, SIZES, torch.Generator().manual_seed(0)).item() == 0
+    constant = lambda x: torch.zeros_like(x) + x.mean(0)
+    assert cycle(constant, lambda w: w, samples, SIZES, torch.Generator().manual_seed(0)).item() > 0.1
+    # a decoder that mislays a part comes back, but not where the part was exchanged in between
+    turned = cycle(
+        lambda x: x.roll(3, 1), lambda w: w.roll(-3, 1), samples, SIZES, torch.Generator().manual_seed(1)
+    )
+    assert turned.item() == 0
+
+
 def test_it_is_said_when_partners_and_parts_do_not_go_together():
     own, theirs = a_group(one_hot(table()))
     with pytest.raises(ValueError, match=r"there are 2 partners; 3 parts, 1 of them shared, take 3"):
@@ -121,4 +133,5 @@ def test_an_orthogonal_mix_falls_into_its_attributes_and_without_swaps_does_not(
     floor = 1 / torch.tensor(SIZES, dtype=torch.float64).expand(3, 3)
     ours, without = learned((1.0, 0.5)), learned((0.0, 0.5))
     assert ours.diagonal().min() > 0.95
-    assert (ours - floor)[off].mean() < (without - floor)[off].mean() - 0.1
+    assert (ours - floor)[off].abs().mean() < 0.1
+    assert (without - floor)[off].mean() > 0.2

@@ -22,6 +22,7 @@ from PIL import Image
 from pellucid.data.attributes import TABLE
 from pellucid.data.catalog import open_source
 from pellucid.data.decode import EXTENSIONS, BadImage, Encoded, Header, decode, decode_mask, inspect
+from pellucid.data.groups import Groups
 from pellucid.data.images import BAD_LIMIT
 from pellucid.data.sources import FolderSource, Source, splits
 
@@ -196,6 +197,13 @@ def examine(path: str | os.PathLike[str], size: int = 64) -> Report:
         environment=_environment(),
     )
     report.suggestions.extend(_suggestions(report, source))
+    learned_from = [i for i in good if split[i] == "train"]
+    if len(source.attributes) > 1 and learned_from:
+        try:
+            table = np.array([records[i].values for i in learned_from])
+            Groups(source.attributes, table, names=[names[i] for i in learned_from])
+        except ValueError as error:
+            report.suggestions.append(f"for gae: {error}")
     return report
 
 

@@ -19,9 +19,6 @@ import numpy as np
 from pellucid.data.images import Dataset
 from pellucid.types import Attribute, Batch
 
-CHECKED = 4096
-"""Different combinations of values up to which all groups are tried before training; with more, as they are drawn."""
-
 
 class Groups:
     """Draws partners for samples from a table of attributes.
@@ -79,12 +76,9 @@ class Groups:
         counts = np.bincount(place.reshape(-1), minlength=len(self._combinations))
         self._first = np.concatenate([[0], np.cumsum(counts)])
         self._marks = np.array([sum(1 << column for column in subset) for subset in self.subsets])
-        self._agreeing = lru_cache(maxsize=None if len(self._combinations) <= CHECKED else 4096)(
-            self._candidates
-        )
-        if len(self._combinations) <= CHECKED:
-            for combination in range(len(self._combinations)):
-                self._agreeing(combination)
+        self._agreeing = lru_cache(maxsize=4096)(self._candidates)
+        if m > len(self.subsets[0]):
+            self._check()
 
     @property
     def partners_each(self) -> int:
@@ -112,17 +106,36 @@ class Groups:
         mark = same @ (1 << np.arange(same.shape[1]))
         found = []
         for subset, wanted in zip(self.subsets, self._marks, strict=True):
-            combos = np.flatnonzero(mark == wanted)
-            if not len(combos) and len(self.attributes) == len(
-                subset
-            ):  # of one attribute: those of the same value
-                combos = np.array([combination])
-            if not len(combos):
-                raise ValueError(self._unformed(combination, subset))
+            alone = len(self.attributes) == len(subset)  # of one attribute: those of the same value
+            combos = np.array([combination]) if alone else np.flatnonzero(mark == wanted)
             found.append((combos, np.cumsum(self._first[combos + 1] - self._first[combos])))
         return found
 
-    def _unformed(self, combination: int, subset: tuple[int, ...]) -> str:
+    def _check(self) -> None:
+        """Raise ValueError where a combination has no partner for a subset: one that agrees on exactly that."""
+        lone = np.zeros((len(self._combinations), len(self.subsets)), dtype=bool)
+        for column, subset in enumerate(self.subsets):
+            rest = [c for c in range(len(self.attributes)) if c not in subset]
+            # agreeing on exactly S, by inclusion and exclusion: sum over T of S + T, signs by the size of T
+            exactly = sum(
+                (-1) ** size * self._alike([*subset, *more])
+                for size in range(len(rest) + 1)
+                for more in combinations(rest, size)
+            )
+            lone[:, column] = exactly == 0
+        if lone.any():
+            pictures = int((self._first[1:] - self._first[:-1])[lone.any(1)].sum())
+            combination, column = (int(v) for v in np.argwhere(lone)[0])
+            raise ValueError(self._unformed(combination, self.subsets[column], pictures))
+
+    def _alike(self, columns: Sequence[int]) -> np.ndarray:
+        """How many combinations have each combination's values in these columns, itself among them: (combinations,)."""
+        _, place, counts = np.unique(
+            self._combinations[:, columns], axis=0, return_inverse=True, return_counts=True
+        )
+        return counts[place.reshape(-1)]
+
+    def _unformed(self, combination: int, subset: tuple[int, ...], pictures: int) -> str:
         sample = int(self._by_combination[self._first[combination]])
         name = f"sample {sample}" if self._names is None else self._names[sample]
         told = lambda columns: ", ".join(
@@ -130,10 +143,11 @@ class Groups:
             for c in columns
         )
         rest = [c for c in range(len(self.attributes)) if c not in subset]
+        many = f"{pictures} of {len(self._members)} samples, such as {name}" if pictures > 1 else name
         return (
-            f"no group can be formed for {name}: nothing else has {told(subset)} and differs in all the rest "
-            f"({told(rest)}). Add such pictures, leave this one out, or empty one of its cells: then it is learned "
-            f"from without a group"
+            f"no group can be formed for {many}: nothing else has {told(subset)} and differs in all the rest "
+            f"({told(rest)}). Add such pictures, take out a column or join values that are rare, leave pictures out, "
+            f"or empty one of their cells: then they are learned from without a group"
         )
 
 
@@ -172,6 +186,8 @@ class Subset:
         self.whole = dataset
         self.shape, self.class_names, self.attributes = dataset.shape, dataset.class_names, dataset.attributes
         self.table: np.ndarray | None = dataset.table[self.rows]
+        names = getattr(dataset, "keys", None)
+        self.keys = None if names is None else tuple(names[row] for row in self.rows)
         self.fingerprint = f"{dataset.fingerprint}-{'held' if held else 'seen'}-{share:g}"
 
     def __len__(self) -> int:

@@ -248,13 +248,17 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def said(self, use: Mapping[str, Any]) -> dict[str, Any]:
-        """Resolved controls as a user would give them again: choices by name, and no pictures."""
+        """Resolved controls as a user would give them again: choices by name, and for pictures what they are of."""
         named = {k: c.choices for k, c in self.controls.items() if c.kind == "choice"}
         pictures = {k for k, c in self.controls.items() if c.kind in ("image", "images", "pictures")}
         return {
-            k: named[k][v] if k in named and v is not None else v
+            k: named[k][v]
+            if k in named and v is not None
+            else tuple(v)
+            if isinstance(v, dict) and k in pictures
+            else v
             for k, v in use.items()
-            if k not in pictures or v is None
+            if k not in pictures or v is None or isinstance(v, dict)
         }
 
     def given(self, image: Tensor, n: int) -> Tensor:

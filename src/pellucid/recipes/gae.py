@@ -1,9 +1,8 @@
 """Recipes of DiffuseGAE, of its ablations, and of what it is compared with.
 
-`paper` holds the paper's numbers where it gives them (sections 3.3, 3.4 and 4): z_sem of 512 entries, z_dis of 100 in
-parts of 60, 20 and 20, four MLP blocks and two bottlenecks, Adam at 4e-5 for the groups and 1e-5 for the fine-tuning;
-those of the diffusion autoencoder are Preechakul et al.'s (2022): 1e-4, batches of 128, averages of 0.9999. `cpu` is
-for two cores.
+`paper` holds the paper's numbers where it gives them (sections 3.3, 3.4 and 4): z_sem of 512 entries, z_dis of 100,
+four MLP blocks and two bottlenecks, Adam at 4e-5 for the groups and 1e-5 for the fine-tuning; those of the diffusion
+autoencoder are Preechakul et al.'s (2022): 1e-4, batches of 128, averages of 0.9999. `cpu` is for two cores.
 """
 
 from __future__ import annotations
@@ -75,11 +74,14 @@ def diffusion(scale: Scale, data: DataSpec) -> DiffusionConfig:
 
 
 def parts(scale: Scale, attributes: int) -> tuple[int, ...]:
-    """Sizes of the parts of z_dis: the paper's 60, 20, 20 for three attributes and equal ones for others; at the small
-    scales narrow ones, which have less room for what is not theirs."""
+    """Sizes of the parts of z_dis, all equal: which attribute of a table needs more is its owner's to say.
+
+    The paper has 60, 20 and 20 for identity, background and pose. At the small scales they are narrow, with less room
+    for what is not theirs.
+    """
     if scale in ("tiny", "cpu"):
         return (4 if scale == "tiny" else 12,) * attributes
-    return (60, 20, 20) if attributes == 3 else (max(20, 100 // max(1, attributes)),) * attributes
+    return (max(20, 100 // max(1, attributes)),) * attributes
 
 
 def training(scale: Scale) -> TrainConfig:
@@ -179,7 +181,10 @@ def gzsnet(
 
 
 def ddpm(scale: Scale, data: DataSpec) -> tuple[str, DDPMConfig, TrainConfig]:
-    """The DDPM of the same U-Net, trained as the diffusion autoencoder is: PDAE's first stage, to begin it from."""
+    """The DDPM of the same U-Net, on the batches that the diffusion autoencoder has, by the plain loss.
+
+    It is PDAE's first stage, to begin that from.
+    """
     config = DDPMConfig(size=data.size, unet=unet(scale, data), predicts=predicts(scale))
     return "ddpm", config, replace(training(scale), stages={})
 

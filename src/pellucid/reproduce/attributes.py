@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pellucid.data.groups import Subset
+from pellucid.data.groups import Groups, Subset
 from pellucid.data.images import Dataset
 from pellucid.data.order import permutation
 from pellucid.methods.base import Method
@@ -48,6 +48,21 @@ def tabled(data: Dataset) -> tuple[tuple[Attribute, ...], np.ndarray]:
     return data.attributes, data.table
 
 
+def opened(setting: Setting, spec: str) -> tuple[Attribute, ...]:
+    """The attributes of a data set, once all groups are known to be there: before hours of training, not after.
+
+    Raises ValueError where there is no table, or a group cannot be formed of what is not held out.
+    """
+    attributes, _ = tabled(data_for(setting, spec, "test"))
+    train = data_for(setting, spec, "train")
+    _, table = tabled(train)
+    try:
+        Groups(attributes, table, names=getattr(train, "keys", None))
+    except ValueError as error:
+        raise ValueError(f"{spec}, without the combinations that are held out: {error}") from None
+    return attributes
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
     """Some pictures with what their table says of them."""
@@ -64,9 +79,11 @@ class Pictures:
 
 
 def held_and_seen(setting: Setting, spec: str, limit: int) -> tuple[Pictures, Pictures]:
-    """Test pictures of combinations that were held out of training, and of those that were not."""
+    """Test pictures of combinations that were held out of training; and of others, those with full rows."""
     test = data_for(setting, spec, "test")
-    return tuple(Pictures.of(Subset(test, HELD_OUT, held=held), limit) for held in (True, False))  # type: ignore[return-value]
+    held, seen = (Pictures.of(Subset(test, HELD_OUT, held=held), limit) for held in (True, False))
+    full = (seen.values >= 0).all(1)
+    return held, Pictures(x=seen.x[full], values=seen.values[full])
 
 
 def codes_of(method: Method, x: Tensor) -> Tensor:

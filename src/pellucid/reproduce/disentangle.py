@@ -15,8 +15,8 @@ from pellucid.reproduce.attributes import (
     HELD_OUT,
     Pictures,
     codes_of,
+    opened,
     parts_of,
-    tabled,
     without_held_out,
 )
 from pellucid.reproduce.harness import (
@@ -115,16 +115,15 @@ def run(setting: Setting) -> Report:
     )
     rows = setting.chosen(ROWS)
     named: dict[str, Column] = {}
-    opened = {}
+    found = {}
     for spec in setting.data:  # what is wrong with the data is said before anything is trained
-        test = data_for(setting, spec, "test")
-        attributes, _ = tabled(test)
-        opened[spec] = test, attributes
+        attributes = opened(setting, spec)
+        found[spec] = data_for(setting, spec, "test"), attributes
         named |= {a.name: Column(f"reads_{a.name}", a.name) for a in attributes}
     report.columns = (*named.values(), *OF_CODES)
     train_all(setting, [(recipe, {}) for recipe in rows.values()])
     for spec in setting.data:
-        test, attributes = opened[spec]
+        test, attributes = found[spec]
         pictures = Pictures.of(test, READ[setting.scale])
         floor = chance(pictures.values, [len(a.values) for a in attributes]).uniform
         matrices: dict[str, list[np.ndarray]] = {}

@@ -13,6 +13,7 @@ from pellucid.reproduce.attributes import (
     Pictures,
     codes_of,
     held_and_seen,
+    opened,
     parts_of,
     sources,
     tabled,
@@ -43,7 +44,7 @@ def run(setting: Setting) -> Report:
     report = Report(name="gae-ablation", title="The parts of DiffuseGAE, each left out", columns=COLUMNS)
     rows, n = setting.chosen(ROWS), COUNTS[setting.scale]
     for spec in setting.data:
-        tabled(data_for(setting, spec, "test"))
+        opened(setting, spec)
     train_all(setting, [(recipe, {}) for recipe in rows.values()])
     for spec in setting.data:
         pictures = Pictures.of(data_for(setting, spec, "test"), READ[setting.scale])

@@ -11,7 +11,7 @@ from pellucid.methods.gae.method import GAE, slerp
 from pellucid.metrics.attributes import perceptual_path_length
 from pellucid.metrics.distribution import Extractor, features
 from pellucid.process.samplers import ddim
-from pellucid.reproduce.attributes import HELD_OUT, Pictures, tabled, without_held_out
+from pellucid.reproduce.attributes import HELD_OUT, Pictures, opened, without_held_out
 from pellucid.reproduce.generate import extractor
 from pellucid.reproduce.harness import Column, Report, Setting, data_for, file_name, train_all, trained
 from pellucid.train.preview import grid, save_png
@@ -98,7 +98,7 @@ def run(setting: Setting) -> Report:
     )
     rows, n = setting.chosen(ROWS), PAIRS[setting.scale]
     for spec in setting.data:
-        tabled(data_for(setting, spec, "test"))
+        opened(setting, spec)
     train_all(setting, [(recipe, {}) for recipe in rows.values()])
     for spec in setting.data:
         pictures = Pictures.of(data_for(setting, spec, "test"), 2 * n)

@@ -14,11 +14,19 @@ from pellucid.methods.denoising import DenoisingMethod
 from pellucid.metrics.attributes import perplexity_matrix
 from pellucid.metrics.distribution import Extractor, features, frechet_distance, kernel_distance
 from pellucid.metrics.image import mse, ssim
-from pellucid.process.guidance import clipped
 from pellucid.process.samplers import ddim, invert
-from pellucid.reproduce.attributes import HELD_OUT, Pictures, codes_of, tabled, without_held_out
+from pellucid.reproduce.attributes import (
+    HELD_OUT,
+    Pictures,
+    codes_of,
+    opened,
+    sources,
+    tabled,
+    without_held_out,
+)
 from pellucid.reproduce.generate import extractor
 from pellucid.reproduce.harness import Column, Report, Setting, data_for, file_name, train_all, trained
+from pellucid.reproduce.zeroshot import recombined
 from pellucid.train.preview import grid, save_png
 
 COUNTS = {"tiny": 8, "cpu": 250, "gpu": 2000, "paper": 50_000}
@@ -35,6 +43,7 @@ TRADED = {
 """Steps of which the error is shown."""
 CODE_ONLY = "DiffuseGAE, random x_T"
 BOTH = "DiffuseGAE, inferred x_T"
+OF_OTHERS = "DiffuseGAE, parts of others"
 NOISE_ONLY = "DDIM, inferred x_T"
 
 
@@ -44,6 +53,8 @@ class Row:
     controls: Mapping[str, Any]
     reads: bool = True
     """Whether it has a code, and not only noise."""
+    of_others: bool = False
+    """Whether each part is that of another picture of the same value, and the picture itself is not seen."""
 
 
 ROWS = {
@@ -54,6 +65,7 @@ ROWS = {
     "PDAE, inferred x_T": Row(recipe="pdae", controls={"noise": "inferred"}),
     NOISE_ONLY: Row(recipe="gae-ddpm", controls={}, reads=False),
     CODE_ONLY: Row(recipe="gae", controls={"noise": "random"}),
+    OF_OTHERS: Row(recipe="gae", controls={"noise": "random"}, of_others=True),
     BOTH: Row(recipe="gae", controls={"noise": "inferred"}),
 }
 PAPER = {
@@ -81,7 +93,7 @@ def by_noise_alone(method: DenoisingMethod, x: Tensor, steps: int) -> tuple[Tens
     """Pictures (N, C, H, W) inverted and decoded by a diffusion without a code: what comes back, and the noise."""
     denoise, levels = method.denoiser(None, {}), method.levels(steps)
     noise = invert(denoise, x, levels.flip(0), method.schedule)
-    return ddim(clipped(denoise), noise, levels, method.schedule).clamp(-1, 1), noise
+    return ddim(denoise, noise, levels, method.schedule).clamp(-1, 1), noise
 
 
 def come_back(method: Method, row: Row, x: Tensor, steps: int, seed: int) -> Tensor:
@@ -136,7 +148,7 @@ def run(setting: Setting) -> Report:
     )
     rows, steps, n = setting.chosen(ROWS), STEPS[setting.scale], COUNTS[setting.scale]
     for spec in setting.data:
-        tabled(data_for(setting, spec, "test"))
+        opened(setting, spec)
     train_all(setting, [(recipe, {}) for recipe in dict.fromkeys(row.recipe for row in rows.values())])
     for spec in setting.data:
         pictures = Pictures.of(data_for(setting, spec, "test"), CODED[setting.scale])
@@ -147,7 +159,11 @@ def run(setting: Setting) -> Report:
             shown = [x[:8]]
             for name, row in rows.items():
                 method, _ = trained(setting, row.recipe, spec, seed)
-                made = come_back(method, row, x, steps, seed)
+                if row.of_others:
+                    lenders = sources(pictures, pictures.values[:n], torch.Generator().manual_seed(seed))
+                    made = recombined(method, pictures, lenders, seed)
+                else:
+                    made = come_back(method, row, x, steps, seed)
                 shown.append(made[:8])
                 if isinstance(method, DenoisingMethod):
                     codes = torch.cat(
@@ -172,7 +188,8 @@ def run(setting: Setting) -> Report:
     report.notes.append(
         f"{steps} steps of DDIM either way; x_T is inferred by DDIM backwards, or drawn. Perceptual: cosine distance "
         f"of features ({see.name}), in place of LPIPS. Attributes read: mean accuracy of linear classifiers on the "
-        "code, or, where there is none, on x_T. Errors by steps: as many there as back"
+        "code, or, where there is none, on x_T. Errors by steps: as many there as back. The paper's FID is of pictures "
+        "put together from their partners' parts, as is the row of others' parts here"
     )
     report.conditions |= setting.conditions(size=setting.size, pictures=n, steps=steps, held_out=HELD_OUT)
     return report

@@ -14,15 +14,14 @@ from pellucid.reproduce.attributes import (
     AttributeJudge,
     Pictures,
     held_and_seen,
+    opened,
     sources,
-    tabled,
     without_held_out,
 )
 from pellucid.reproduce.harness import (
     Column,
     Report,
     Setting,
-    data_for,
     file_name,
     sampled,
     train_all,
@@ -91,11 +90,11 @@ def run(setting: Setting) -> Report:
         columns=(),
     )
     rows, n = setting.chosen(ROWS), COUNTS[setting.scale]
-    opened: dict[str, tuple[Attribute, ...]] = {}
+    attributes: dict[str, tuple[Attribute, ...]] = {}
     named: dict[str, Column] = {}
     for spec in setting.data:
-        opened[spec], _ = tabled(data_for(setting, spec, "test"))
-        named |= {a.name: Column(f"is_{a.name}", a.name) for a in opened[spec]}
+        attributes[spec] = opened(setting, spec)
+        named |= {a.name: Column(f"is_{a.name}", a.name) for a in attributes[spec]}
     report.columns = (*named.values(), Column("mean", "mean"), Column("all", "all at once"))
     train_all(setting, [(recipe, {}) for recipe, _ in rows.values()])
     for spec in setting.data:
@@ -114,8 +113,8 @@ def run(setting: Setting) -> Report:
                 for noise in noises:
                     found = one_by_one(method, judge, seen, n, seed, **({"noise": noise} if noise else {}))
                     told = f"{row}, {noise} noise" if noise else row
-                    for a, cells in zip(opened[spec], found.matrix.tolist(), strict=True):
-                        figures = {f"is_{b.name}": v for b, v in zip(opened[spec], cells, strict=True)}
+                    for a, cells in zip(attributes[spec], found.matrix.tolist(), strict=True):
+                        figures = {f"is_{b.name}": v for b, v in zip(attributes[spec], cells, strict=True)}
                         report.add(spec, f"  edit {a.name} ({told})", figures)
                     if seed == setting.seeds[0]:
                         dominant = "is" if found.diagonal_dominant else "is not"

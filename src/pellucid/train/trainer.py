@@ -616,8 +616,20 @@ class _Run:
         """Begin after the stages that another run has trained: those of which it holds every parameter."""
         try:
             weights = load_weights(other)
-        except ValueError as error:
+            began = json.loads((other / "config.json").read_text())
+            config, data = began["recipe"]["config"], began.get("data", {})
+        except (ValueError, OSError, LookupError, TypeError) as error:
             raise TrainingError(f"cannot begin from {other}: {error}") from None
+        ours = self.identity[1] or {}
+        # what either has not is no difference: another method has other fields, and one without attributes no parts
+        both = {k for k in config.keys() & ours.keys() if config[k] and ours[k]}
+        if differing := sorted(_differences({k: config[k] for k in both}, {k: ours[k] for k in both})):
+            raise TrainingError(
+                f"{other} was trained with other settings ({', '.join(differing[:6])}), and what is begun from it "
+                f"would take its weights for something else: give the same settings, or train without it"
+            )
+        if data.get("fingerprint") not in (None, self.dataset.fingerprint):
+            self.say("note", {"text": f"{other} was trained on other pictures than these"})
         own = self.method.state_dict()
         taken = {k: v for k, v in weights.items() if k in own and v.shape == own[k].shape}
         covered = 0
