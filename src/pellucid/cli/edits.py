@@ -9,6 +9,7 @@ continued is the same to the last bit. Batches of other sizes differ from that b
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from PIL import Image
 from pellucid.cli.commands import described, in_parts, listed, pairs, writable
 from pellucid.cli.console import counted, say, written
 from pellucid.data.decode import EXTENSIONS, BadImage
+from pellucid.train.checkpoint import digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,8 +77,12 @@ def form(command: Edit) -> Literal["versions", "file", "folder"]:
 
 def edit_into(command: Edit, model: Model, chosen: dict[str, Any]) -> None:
     """One version of one picture, into the file that --out names."""
-    sample = model.edit(command.image, n=1, seed=command.seed, **chosen)
-    about = _asked(command, model) | {"picture": command.image.name}
+    given = model.opened(chosen)
+    sample = model.edit(command.image, n=1, seed=command.seed, **given)
+    about = _asked(command, model, given) | {
+        "picture": command.image.name,
+        "contents": _contents(command.image),
+    }
     readouts = _save(command.out, model, sample, 0, about)
     say(f"{command.out}")
     written(
@@ -94,9 +100,10 @@ def edit_folder(command: Edit, model: Model, chosen: dict[str, Any]) -> None:
     model.parts(1, seed=command.seed, image=blank, **given)  # raises for what is wrong with the settings
     paths, failed = listed((command.image,))
     places = _places(command, paths)
-    about = _asked(command, model)
+    about = _asked(command, model, given)
     names = {path: path.relative_to(command.image).as_posix() for path in paths}
-    done = _finished(model, places, {path: about | {"picture": names[path]} for path in paths})
+    told = {path: about | {"picture": names[path], "contents": _contents(path)} for path in paths}
+    done = _finished(model, places, told)
 
     size = 1 if model.method.edit_varies(image=blank, **given) else command.batch
     batches = [paths[i : i + size] for i in range(0, len(paths), size)]
@@ -106,8 +113,7 @@ def edit_folder(command: Edit, model: Model, chosen: dict[str, Any]) -> None:
     for part in counted(_edited(command, model, given, batches, failed), sum(map(len, batches))):
         for i, path in enumerate(part.paths):
             if path not in done:
-                made_by = about | {"picture": names[path]}
-                found[names[path]] = _save(places[path], model, part.sample, i, made_by)
+                found[names[path]] = _save(places[path], model, part.sample, i, told[path])
     took = time.perf_counter() - begun
 
     there = f"; {len(done)} were there already" * bool(done)
@@ -166,9 +172,27 @@ def _edited(
         yield _Part(paths, sample)
 
 
-def _asked(command: Edit, model: Model) -> dict[str, Any]:
-    """What every picture of one command says of how it was made."""
+def _contents(path: Path) -> str:
+    """Stands for what is in a file; "" where it cannot be read, which editing will say."""
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()[:16]
+    except OSError:
+        return ""
+
+
+def _asked(command: Edit, model: Model, given: dict[str, Any]) -> dict[str, Any]:
+    """What every picture of one command says of how it was made.
+
+    `made_of` stands for the weights and for the pictures that controls give: a run that was trained further, or
+    another picture under the same name, makes other edits.
+    """
+    tensors = {f"weights.{key}": value for key, value in model.method.state_dict().items()}
+    for name, value in given.items():
+        parts = value if isinstance(value, dict) else {"": value}
+        tensors |= {f"given.{name}.{part}": v for part, v in parts.items() if hasattr(v, "detach")}
     return {
+        "made_of": digest(tensors)[:16],
         "run": command.run_folder,
         "seed": command.seed,
         "set": list(command.settings),
@@ -230,6 +254,10 @@ def _difference(model: Model, place: Path, wanted: dict[str, Any]) -> str:
         for key, what in (("seed", "with seed"), ("picture", "of")):
             if made[key] != wanted[key]:
                 return f"was made {what} {made[key]}, not {wanted[key]}"
+        if made["contents"] != wanted["contents"]:
+            return f"was made of {wanted['picture']} when that was another picture"
+        if made["made_of"] != wanted["made_of"]:
+            return "was made by other weights of the run, or with other pictures for its settings"
     except (OSError, ValueError, LookupError, TypeError):
         return "does not say that an edit made it"
     return ""
