@@ -370,7 +370,9 @@ def test_an_option_of_pictures_may_be_repeated(gae_run, photos, tmp_path):
     for i in (1, 2):
         assert np.array_equal(pixels(tmp_path / "0.png"), pixels(tmp_path / f"{i}.png"))
     run("edit", gae_run, photos / "e.png", *FEW, "--out", tmp_path / "none.png")
-    code = lambda name: about(tmp_path / name)["readouts"]["code"]  # a net trained for six steps hardly hears it
+    code = lambda name: about(tmp_path / name)["readouts"][
+        "code"
+    ]  # a net trained for six steps hardly hears it
     assert code("0.png") == code("1.png") != code("none.png")
     run("sample", gae_run, "-n", 1, "--num-steps", 2, *ways[0], "--out", tmp_path / "sampled")
     assert about(tmp_path / "sampled" / "sample-0000.png")["set"] == [

@@ -12,12 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pellucid.methods.base import Stage
+from pellucid.methods.base import Pictures, Stage
 from pellucid.methods.swaps import columns_of
 from pellucid.types import Attribute, Batch, Control, Readout
 
 TAKEN = ("code", "seed", "n", "out", "run", "set", "json", "device", "batch", "controls", "across", "down")
 """What commands and readouts are called, and so no attribute may be."""
+
+
+MEASURED_ON = 2048
+"""How many training pictures the codes' mean and spread are measured on."""
 
 
 def option(name: str) -> str:
@@ -32,6 +36,9 @@ class Parts(nn.Module):
     Both are learned of finished codes, and nothing else is learned by them.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, sizes: tuple[int, ...], attributes: tuple[Attribute, ...]) -> None:
         super().__init__()
         values = [len(a.values) for a in attributes]
@@ -42,6 +49,17 @@ class Parts(nn.Module):
             nn.Parameter(0.01 * torch.randn(k, p)) for p, k in zip(sizes, values, strict=True)
         )
         self.logvars = nn.ParameterList(nn.Parameter(torch.zeros(p)) for p in sizes)
+        self.register_buffer("mean", torch.zeros(sum(sizes)))
+        self.register_buffer("std", torch.ones(sum(sizes)))
+
+    def fit(self, codes: Tensor) -> None:
+        """Measure mean and spread of finished codes (N, D): everything here is learned in those units."""
+        self.mean.copy_(codes.mean(0))
+        self.std.copy_(codes.std(0, correction=0).clamp(min=1e-6))
+
+    def unit(self, w: Tensor) -> Tensor:
+        """w (B, D) in units of the spread, about the mean."""
+        return (w - self.mean) / self.std
 
     # ---- what is read --------------------------------------------------------------------------
 
@@ -57,25 +75,25 @@ class Parts(nn.Module):
 
     def shares(self, w: Tensor) -> dict[str, Tensor]:
         """w (B, D) -> of each attribute the probability of every value, (B, K)."""
-        each = zip(self.names, self.heads, self.columns, strict=True)
-        return {name: head(w[:, part]).float().softmax(1) for name, head, part in each}
+        unit, each = self.unit(w), zip(self.names, self.heads, self.columns, strict=True)
+        return {name: head(unit[:, part]).float().softmax(1) for name, head, part in each}
 
     def reading_loss(self, w: Tensor, values: Tensor) -> Tensor:
         """Cross-entropy of the classifiers, summed over attributes: of codes (B, D) with values (B, m), -1 unknown."""
-        loss = w.new_zeros(())
+        loss, unit = w.new_zeros(()), self.unit(w)
         for i, (head, part) in enumerate(zip(self.heads, self.columns, strict=True)):
             known = values[:, i] >= 0
             if known.any():
-                loss = loss + F.cross_entropy(head(w[known][:, part]).float(), values[known, i])
+                loss = loss + F.cross_entropy(head(unit[known][:, part]).float(), values[known, i])
         return loss
 
     def lying_loss(self, w: Tensor, values: Tensor) -> Tensor:
         """Negative log-density, a mean over entries, of each part about where its value lies; arguments as above."""
-        loss = w.new_zeros(())
+        loss, unit = w.new_zeros(()), self.unit(w)
         for i, (where, part) in enumerate(zip(self.typical, self.columns, strict=True)):
             known = values[:, i] >= 0
             if known.any():
-                away = (where[values[known, i]] - w[known][:, part]).square()
+                away = (where[values[known, i]] - unit[known][:, part]).square()
                 logvar = self.logvars[i].clamp(-10, 10)
                 loss = loss + 0.5 * (away * (-logvar).exp() + logvar).mean()
         return loss
@@ -117,7 +135,7 @@ class Parts(nn.Module):
                 continue
             if name in (use["replace"] or {}):
                 raise ValueError(f"{name} is set, and also taken from a picture by replace: give one of them")
-            w[:, part] = where[use[name]]
+            w[:, part] = self.mean[part] + self.std[part] * where[use[name]]
         return w
 
     def drawn(self, n: int, rng: torch.Generator) -> Tensor:
@@ -127,7 +145,7 @@ class Parts(nn.Module):
             value = torch.randint(len(where), (n,), generator=rng, device=rng.device).to(where.device)
             noise = torch.randn(n, where.shape[1], generator=rng, device=rng.device).to(where.device)
             found.append(where[value] + noise * (0.5 * logvar).exp())
-        return torch.cat(found, 1).detach()
+        return self.mean + self.std * torch.cat(found, 1).detach()
 
 
 class ReadParts(Stage):
@@ -140,6 +158,11 @@ class ReadParts(Stage):
     def __init__(self, parts: Parts, parts_of: Callable[[Tensor], Tensor]) -> None:
         self.parts, self.parts_of = parts, parts_of
         self.players = {"parts": list(parts.parameters())}
+
+    @torch.no_grad()
+    def prepare(self, pictures: Pictures) -> None:
+        device = self.parts.mean.device
+        self.parts.fit(torch.cat([self.parts_of(part.to(device)) for part in pictures(MEASURED_ON)]))
 
     @torch.no_grad()
     def derive(self, x0: Tensor) -> dict[str, Tensor]:

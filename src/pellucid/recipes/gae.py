@@ -96,7 +96,7 @@ def training(scale: Scale) -> TrainConfig:
             stages={
                 "groups": StageConfig(steps=1600, batch_size=128, lr=1e-3),
                 "joint": StageConfig(steps=400, batch_size=16, lr=2e-4),
-                "latents": StageConfig(steps=1000, batch_size=256, lr=1e-3),
+                "latents": StageConfig(steps=1000, batch_size=256, lr=1e-3, lr_of={"parts": 10.0}),
             },
         )  # fmt: skip
     if scale == "gpu":
@@ -106,7 +106,7 @@ def training(scale: Scale) -> TrainConfig:
             stages={
                 "groups": StageConfig(steps=20_000, batch_size=512, lr=2e-4),
                 "joint": StageConfig(steps=4_000, batch_size=64, lr=5e-5),
-                "latents": StageConfig(steps=10_000, batch_size=512, lr=2e-4),
+                "latents": StageConfig(steps=10_000, batch_size=512, lr=2e-4, lr_of={"parts": 10.0}),
             },
         )  # fmt: skip
     return TrainConfig(
@@ -115,7 +115,7 @@ def training(scale: Scale) -> TrainConfig:
         stages={
             "groups": StageConfig(steps=100_000, batch_size=256, lr=4e-5),
             "joint": StageConfig(steps=20_000, batch_size=64, lr=1e-5),
-            "latents": StageConfig(steps=50_000, batch_size=256),
+            "latents": StageConfig(steps=50_000, batch_size=256, lr_of={"parts": 10.0}),
         },
     )  # fmt: skip
 
@@ -152,7 +152,8 @@ def gae(
         config = replace(config, attributes=data.attributes, group=grouped)
     stages = {"autoencoder", "latents"} | ({"groups"} if group else set())
     stages |= {"joint"} if config.group is not None and config.group.joint else set()
-    return "gae", config, replace(train, stages={k: v for k, v in train.stages.items() if k in stages})
+    own_stages = {k: v if group else replace(v, lr_of={}) for k, v in train.stages.items() if k in stages}
+    return "gae", config, replace(train, stages=own_stages)
 
 
 def gzsnet(
@@ -176,7 +177,8 @@ def gzsnet(
         code=sum(sizes),
         supervision=supervision,
     )
-    own = StageConfig(steps=train.of("latents").steps, batch_size=train.of("latents").batch_size)
+    latents = training(scale).of("latents")
+    own = StageConfig(steps=latents.steps, batch_size=latents.batch_size, lr=10 * latents.lr)
     return "gzsnet", config, replace(train, stages={"parts": own})
 
 

@@ -120,7 +120,6 @@ class GAE(Method):
     name: ClassVar[str] = "gae"
     reads_any_size: ClassVar[bool] = False
     edits_vary: ClassVar[bool] = False
-    typical: Tensor
 
     def __init__(self, config: GAEConfig) -> None:
         super().__init__()
@@ -133,8 +132,6 @@ class GAE(Method):
         self.gae = None if group is None else GroupAutoencoder(group, dim)
         self.parts = None if group is None else Parts(group.parts, config.attributes)
         self.latent = CodeDiffusion(config.latent, dim)
-        # the mean code of training pictures
-        self.register_buffer("typical", torch.zeros(dim if group is None else group.code))
         self.controls, self.readouts = self._declared()
 
     # ---- what a user may set and read --------------------------------------------------------
@@ -267,6 +264,15 @@ class GAE(Method):
             w = w + use["amount"] * (mean(use["towards"]) - typical)
         return w
 
+    @property
+    def typical(self) -> Tensor:
+        """The mean code of training pictures, (D,) as `parts_of` gives codes."""
+        return (
+            torch.zeros(self.config.diffusion.dim, device=self.device)
+            if self.parts is None
+            else self.parts.mean
+        )
+
 
 def slerp(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
     """From a to b (B, *S) along the arc between them, sample by sample: share 0 is a, 1 is b (Shoemake, 1985).
@@ -376,9 +382,10 @@ class Latents(Stage):
         method = self.method
         if method.gae is None:  # otherwise the parts were learned in the units of an earlier stage
             method.codes.fit(pictures)
-        with torch.no_grad():
-            codes = torch.cat([method.parts_of(part.to(method.device)) for part in pictures(MEASURED_ON)])
-        method.typical.copy_(codes.mean(0))
+        if method.parts is not None:
+            with torch.no_grad():
+                codes = [method.parts_of(part.to(method.device)) for part in pictures(MEASURED_ON)]
+            method.parts.fit(torch.cat(codes))
 
     @torch.no_grad()
     def derive(self, x0: Tensor) -> dict[str, Tensor]:
