@@ -31,7 +31,9 @@ from pellucid.train.preview import grid, save_png
 from pellucid.types import Attribute
 
 COUNTS = {"tiny": 12, "cpu": 300, "gpu": 1000, "paper": 1000}
-"""Pictures recombined, and of each attribute edited."""
+"""Pictures recombined; of each attribute half as many are edited."""
+INVERSION = {"tiny": 3, "cpu": 50, "gpu": 100, "paper": 100}
+"""Steps from a picture to its noise, where an edit keeps that."""
 SHOWN = 8
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "DiffuseGAE": ("gae", {}),
@@ -111,7 +113,10 @@ def run(setting: Setting) -> Report:
                 report.add(spec, row, judge.accuracy(images, held.values))
                 noises = NOISES if "noise" in method.controls else ("",)
                 for noise in noises:
-                    found = one_by_one(method, judge, seen, n, seed, **({"noise": noise} if noise else {}))
+                    controls: dict[str, Any] = {"noise": noise} if noise else {}
+                    if noise == "inferred":
+                        controls["inversion_steps"] = INVERSION[setting.scale]
+                    found = one_by_one(method, judge, seen, max(1, n // 2), seed, **controls)
                     told = f"{row}, {noise} noise" if noise else row
                     for a, cells in zip(attributes[spec], found.matrix.tolist(), strict=True):
                         figures = {f"is_{b.name}": v for b, v in zip(attributes[spec], cells, strict=True)}
