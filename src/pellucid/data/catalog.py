@@ -25,6 +25,9 @@ BUILT_IN = {
 LENGTHS: dict[Split, int] = {"train": 50_000, "val": 2_000, "test": 5_000}
 """Samples in each split of the data sets that are made as they are asked for."""
 
+TABLED: dict[Split, int] = {"train": 10_000, "val": 1_000, "test": 2_000}
+"""The same of those with a table of attributes."""
+
 _GARMENTS = (
     "t-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
@@ -65,28 +68,13 @@ def open_data(
         from pellucid.data.scenes import Scenes
 
         return Scenes(size=size, length=length, seed=seed, split=split, channels=channels)
-    if spec == "toys":
+    if spec in ("toys", "hands"):
+        from pellucid.data.composites import Hands
         from pellucid.data.scenes import Toys
 
-        whole = {"train": 10_000, "val": 1_000, "test": 2_000}[split]
-        return Toys(
-            size=size,
-            length=whole if limit is None else min(limit, whole),
-            seed=seed,
-            split=split,
-            channels=channels,
-        )
-    if spec == "hands":
-        from pellucid.data.composites import Hands
-
-        whole = {"train": 10_000, "val": 1_000, "test": 2_000}[split]
-        return Hands(
-            size=size,
-            length=whole if limit is None else min(limit, whole),
-            seed=seed,
-            split=split,
-            channels=channels,
-        )
+        made: type[Toys] | type[Hands] = Toys if spec == "toys" else Hands
+        length = TABLED[split] if limit is None else min(limit, TABLED[split])
+        return made(size=size, length=length, seed=seed, split=split, channels=channels)
     if spec == "ring":
         from pellucid.data.ring import Ring
 

@@ -29,8 +29,8 @@ from pellucid.reproduce.harness import Column, Report, Setting, data_for, file_n
 from pellucid.reproduce.zeroshot import recombined
 from pellucid.train.preview import grid, save_png
 
-COUNTS = {"tiny": 8, "cpu": 250, "gpu": 2000, "paper": 50_000}
-CODED = {"tiny": 60, "cpu": 1500, "gpu": 5000, "paper": 5000}
+COUNTS = {"tiny": 8, "cpu": 128, "gpu": 2000, "paper": 50_000}
+CODED = {"tiny": 60, "cpu": 600, "gpu": 5000, "paper": 5000}
 """Test pictures whose codes a linear classifier reads."""
 STEPS = {"tiny": 4, "cpu": 100, "gpu": 100, "paper": 100}
 """The paper's T, from a picture to its noise and back."""
