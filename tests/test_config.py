@@ -185,3 +185,10 @@ def test_weights_are_drawn_from_the_seed_and_from_nothing_else():
     assert all(torch.equal(v, build(made).state_dict()[k]) for k, v in one.items())
     other = build(Recipe(**{**vars(made), "train": dataclasses.replace(made.train, seed=6)})).state_dict()
     assert not all(torch.equal(v, other[k]) for k, v in one.items())
+
+
+def test_runs_of_before_a_unet_had_a_stem_and_data_a_table_are_read():
+    made = recipe("factorized", "tiny", DataSpec(spec="scenes", size=16))
+    old = recipe_to_json(made)
+    del old["config"]["unet"]["stem"], old["data"]["attributes"]
+    assert recipe_from_json(old) == made

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pellucid.config import from_json, to_json
 from pellucid.methods.base import Method
 from pellucid.methods.registry import METHODS
+from pellucid.nets.unet import UNetConfig
 from pellucid.train.trainer import StageConfig, TrainConfig
 from pellucid.types import Attribute
 
@@ -166,7 +167,7 @@ def _with_stems(config: Any) -> Any:
     if not isinstance(config, dict):
         return config
     mended = {key: _with_stems(value) for key, value in config.items()}
-    is_unet = {"base", "multipliers", "middle_attention", "head_width"} <= mended.keys()
+    is_unet = {f.name for f in fields(UNetConfig)} - {"stem"} <= mended.keys()
     return {"stem": 1} | mended if is_unet else mended
 
 
