@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pellucid.config import fingerprint, from_json, to_json
+from pellucid.data.scenes import Toys
 from pellucid.recipes import (
     SCALES,
     DataSpec,
@@ -135,6 +136,8 @@ CLASSED = DataSpec(spec="fashion", size=32, class_names=("coat", "bag"))
 def data_for(name):
     if data_of(name) == "ring":
         return DataSpec(spec="ring", size=1, channels=2)
+    if data_of(name) == "toys":
+        return DataSpec(spec="toys", size=32, attributes=Toys.attributes)
     return CLASSED if name == "factorized-class" else DataSpec(spec="scenes", size=32)
 
 
