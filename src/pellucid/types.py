@@ -123,7 +123,8 @@ class Control:
         low = 0 if self.kind == "indices" and self.low is None else self.low
         span = "" if low is None or self.high is None else f" [{low:g} to {self.high:g}]"
         if self.kind == "sliders":
-            return f"sliders{span}: {', '.join(self.choices)}; e.g. {self.choices[0]}=1.5"
+            example = 1.5 if self.high is None else min(1.5, self.high)
+            return f"sliders{span}: {', '.join(self.choices)}; e.g. {self.choices[0]}={example:g}"
         if self.kind == "images":
             return f"pictures: {', '.join(self.choices)}; e.g. {self.choices[0]}=a.png"
         if self.kind == "pictures":
