@@ -76,8 +76,8 @@ def diffusion(scale: Scale, data: DataSpec) -> DiffusionConfig:
 def parts(scale: Scale, attributes: int) -> tuple[int, ...]:
     """Sizes of the parts of z_dis, all equal: which attribute of a table needs more is its owner's to say.
 
-    The paper has 60, 20 and 20 for identity, background and pose. At the small scales they are narrow, with less room
-    for what is not theirs.
+    The paper has 60, 20 and 20 for identity, background and pose; of three attributes each gets 33 here. At the small
+    scales they are narrow, with less room for what is not theirs.
     """
     if scale in ("tiny", "cpu"):
         return (4 if scale == "tiny" else 12,) * attributes
