@@ -5,8 +5,10 @@ import torch
 
 from pellucid.methods.base import Method
 from pellucid.methods.parts import Parts
+from pellucid.recipes import DataSpec, build, recipe
 from pellucid.reproduce.attributes import AttributeJudge, Pictures, opened, parts_of, sources
 from pellucid.reproduce.harness import Setting
+from pellucid.reproduce.reconstruct import ROWS, by_noise_alone, come_back
 from pellucid.reproduce.zeroshot import one_by_one, recombined
 from pellucid.types import Attribute, Control, Sample
 
@@ -117,3 +119,17 @@ def test_data_without_a_table_or_without_groups_is_refused_before_training(tmp_p
     ):
         opened(setting, "toys")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_ddpm_with_a_code_comes_back_by_its_code_and_not_by_noise_alone():
+    """PDAE is a DDPM as well: what a row is of decides, not what class its method has."""
+    method = build(recipe("pdae", "tiny", DataSpec(spec="toys", size=16))).eval()
+    noise = torch.Generator().manual_seed(0)
+    for p in method.parameters():
+        p.data += 0.1 * torch.randn(p.shape, generator=noise)
+    x = torch.rand(3, 3, 16, 16, generator=noise) * 2 - 1
+    drawn = come_back(method, ROWS["PDAE, random x_T"], x, 3, 0)
+    given = {"image": x, "noise": "random", "num_steps": 3}
+    assert torch.equal(drawn, method.sample(3, torch.Generator().manual_seed(0), **given).images)
+    alone, _ = by_noise_alone(method, x, 3)
+    assert not torch.equal(come_back(method, ROWS["PDAE, inferred x_T"], x, 3, 0), alone)

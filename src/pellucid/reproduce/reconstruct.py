@@ -14,7 +14,7 @@ from pellucid.methods.denoising import DenoisingMethod
 from pellucid.metrics.attributes import perplexity_matrix
 from pellucid.metrics.distribution import Extractor, features, frechet_distance, kernel_distance
 from pellucid.metrics.image import mse, ssim
-from pellucid.process.samplers import ddim, invert
+from pellucid.process.samplers import ddim
 from pellucid.reproduce.attributes import (
     HELD_OUT,
     Pictures,
@@ -91,16 +91,17 @@ def columns(see: Extractor) -> tuple[Column, ...]:
 @torch.no_grad()
 def by_noise_alone(method: DenoisingMethod, x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Pictures (N, C, H, W) inverted and decoded by a diffusion without a code: what comes back, and the noise."""
-    denoise, levels = method.denoiser(None, {}), method.levels(steps)
-    noise = invert(denoise, x, levels.flip(0), method.schedule)
-    return ddim(denoise, noise, levels, method.schedule).clamp(-1, 1), noise
+    denoise = method.denoiser(None, {})
+    noise = method.inverted(denoise, x, steps)
+    return ddim(denoise, noise, method.levels(steps), method.schedule).clamp(-1, 1), noise
 
 
 def come_back(method: Method, row: Row, x: Tensor, steps: int, seed: int) -> Tensor:
     """What a method makes of pictures (N, C, H, W) again."""
     made = []
     for chunk in x.split(100):
-        if isinstance(method, DenoisingMethod):
+        if not row.reads:
+            assert isinstance(method, DenoisingMethod)
             made.append(by_noise_alone(method, chunk, steps)[0])
             continue
         use: dict[str, Any] = dict(row.controls)
@@ -165,12 +166,12 @@ def run(setting: Setting) -> Report:
                 else:
                     made = come_back(method, row, x, steps, seed)
                 shown.append(made[:8])
-                if isinstance(method, DenoisingMethod):
-                    codes = torch.cat(
-                        [by_noise_alone(method, c, steps)[1] for c in pictures.x.split(100)]
-                    ).flatten(1)
-                else:
+                if row.reads:
                     codes = codes_of(method, pictures.x)
+                else:
+                    assert isinstance(method, DenoisingMethod)
+                    noises = [by_noise_alone(method, chunk, steps)[1] for chunk in pictures.x.split(100)]
+                    codes = torch.cat(noises).flatten(1)
                 read = perplexity_matrix([codes], pictures.values, values).mean().item()
                 report.add(spec, name, likeness(see, x, made) | {"read": read})
                 if row.controls.get("noise") == "inferred" or not row.reads:
