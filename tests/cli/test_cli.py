@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 import pellucid
-from pellucid.cli import main
 from pellucid.cli.commands import free, pairs, slug
 from pellucid.nets.vae import PretrainedConfig
 from pellucid.recipes import DataSpec, recipe
 from pellucid.train.log import read_log
+from typed import refused, run
 
 
 @pytest.fixture
@@ -27,21 +27,6 @@ def photo(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
-
-
-def run(*words) -> None:
-    main([str(w) for w in words])
-
-
-def refused(capsys, *words) -> str:
-    """What is printed on stderr by a command that ends with 2, one paragraph and no traceback."""
-    with pytest.raises(SystemExit) as stopped:
-        run(*words)
-    assert stopped.value.code == 2
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    assert len(said.strip().splitlines()) == 1
-    return said
 
 
 COMMANDS = [

@@ -9,32 +9,13 @@ import torch
 from PIL import Image
 
 import pellucid
-from pellucid.cli import main
 from pellucid.cli.commands import pairs
 from pellucid.data.images import to_uint8
 from pellucid.methods.gae.method import GAE
 from pellucid.methods.registry import METHODS
+from typed import about, refused, run
 
 FEW = ("--num-steps", 3, "--inversion-steps", 3)
-
-
-def run(*words) -> None:
-    main([str(w) for w in words])
-
-
-def refused(capsys, *words) -> str:
-    """What is printed on stderr by a command that ends with 2, one paragraph and no traceback."""
-    with pytest.raises(SystemExit) as stopped:
-        run(*words)
-    assert stopped.value.code == 2
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    assert len(said.strip().splitlines()) == 1
-    return said
-
-
-def about(path) -> dict:
-    return json.loads(Image.open(path).text["pellucid"])
 
 
 def pixels(path) -> np.ndarray:

@@ -10,31 +10,12 @@ import torch
 from PIL import Image
 
 import pellucid
-from pellucid.cli import main
 from pellucid.cli.axes import axis
 from pellucid.cli.sheet import lettered
 from pellucid.data.images import to_uint8
 from pellucid.methods.registry import METHODS
 from pellucid.train.preview import grid
-
-
-def run(*words) -> None:
-    main([str(w) for w in words])
-
-
-def refused(capsys, *words) -> str:
-    """What is printed on stderr by a command that ends with 2, one paragraph and no traceback."""
-    with pytest.raises(SystemExit) as stopped:
-        run(*words)
-    assert stopped.value.code == 2
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    assert len(said.strip().splitlines()) == 1
-    return said
-
-
-def about(path) -> dict:
-    return json.loads(Image.open(path).text["pellucid"])
+from typed import about, refused, run
 
 
 def picture(bits: str, width: int = 8) -> Image.Image:

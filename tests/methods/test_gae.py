@@ -23,6 +23,22 @@ TABLE = (
 SPEC = DataSpec(spec="toys", size=16, attributes=TABLE)
 
 
+TINY = [
+    "--data",
+    "toys",
+    "--scale",
+    "tiny",
+    "--size",
+    "16",
+    "--steps",
+    "3",
+    "--batch-size",
+    "4",
+    "--limit",
+    "200",
+]
+
+
 def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
@@ -195,23 +211,9 @@ def test_tables_that_cannot_be_learned_from_are_refused(attributes, said):
 
 
 def test_what_begins_from_a_diffusion_autoencoder_is_what_trains_one_first(tmp_path):
-    given = [
-        "--data",
-        "toys",
-        "--scale",
-        "tiny",
-        "--size",
-        "16",
-        "--steps",
-        "3",
-        "--batch-size",
-        "4",
-        "--limit",
-        "200",
-    ]
-    main(["train", "diffae", "--out", str(tmp_path / "first"), *given])
-    main(["train", "gae", "--out", str(tmp_path / "begun"), "--begin-from", str(tmp_path / "first"), *given])
-    main(["train", "gae", "--out", str(tmp_path / "whole"), *given])
+    main(["train", "diffae", "--out", str(tmp_path / "first"), *TINY])
+    main(["train", "gae", "--out", str(tmp_path / "begun"), "--begin-from", str(tmp_path / "first"), *TINY])
+    main(["train", "gae", "--out", str(tmp_path / "whole"), *TINY])
     begun, whole = (load_weights(tmp_path / name) for name in ("begun", "whole"))
     assert all(torch.equal(begun[k], whole[k]) for k in whole)
     assert json.loads((tmp_path / "begun" / "config.json").read_text())["began_from"] == str(
@@ -226,31 +228,17 @@ def test_what_begins_from_a_diffusion_autoencoder_is_what_trains_one_first(tmp_p
                 str(tmp_path / "other"),
                 "--begin-from",
                 str(tmp_path / "first"),
-                *given,
+                *TINY,
             ]
         )
 
 
 def test_what_a_run_cannot_begin_from_is_said(tmp_path, capsys):
-    given = [
-        "--data",
-        "toys",
-        "--scale",
-        "tiny",
-        "--size",
-        "16",
-        "--steps",
-        "2",
-        "--batch-size",
-        "4",
-        "--limit",
-        "200",
-    ]
-    main(["train", "diffae", "--out", str(tmp_path / "v"), *given, "--set", "diffusion.predicts=v"])
+    main(["train", "diffae", "--out", str(tmp_path / "v"), *TINY, "--set", "diffusion.predicts=v"])
     assert json.loads((tmp_path / "v" / "config.json").read_text())["recipe"]["train"]["flip"] is False
     for other, said in ((tmp_path / "v", "diffusion.predicts"), (tmp_path / "none", "cannot begin from")):
         with pytest.raises(SystemExit):
-            main(["train", "gae", "--out", str(tmp_path / "gae"), "--begin-from", str(other), *given])
+            main(["train", "gae", "--out", str(tmp_path / "gae"), "--begin-from", str(other), *TINY])
         assert said in capsys.readouterr().err
 
 

@@ -80,6 +80,12 @@ class Groups:
         if m > len(self.subsets[0]):
             self._check()
 
+    @classmethod
+    def of(cls, dataset: Dataset, *, shared: int = 1) -> Groups:
+        """Those of a data set's own table, its samples named in messages where they have names."""
+        table = np.zeros((len(dataset), 0), dtype=np.int64) if dataset.table is None else dataset.table
+        return cls(dataset.attributes, table, shared=shared, names=getattr(dataset, "keys", None))
+
     @property
     def partners_each(self) -> int:
         """P."""

@@ -126,14 +126,15 @@ class Loader:
 
     def batch(self, step: int) -> Batch:
         """This rank's batch of one step."""
-        indices, coins = self.order.indices(step), self.order.coins(step, salt=0)
-        batch = self._of(indices, coins & self.flip)
+        indices = self.order.indices(step)
+        still = np.zeros(len(indices), dtype=bool)
+        batch = self._of(indices, self.order.coins(step, salt=0) if self.flip else still)
         if self.groups is None:
             return batch
         each = self.groups.partners_each
         found = self.groups.partners(indices, self.order.uniform(step, 1, each)).reshape(-1)
-        coins = self.order.uniform(step, 2, each).reshape(-1) < 0.5
-        partners = self._of(found, coins & self.flip)
+        coins = self.order.uniform(step, 2, each) < 0.5 if self.flip else still.repeat(each)
+        partners = self._of(found, coins.reshape(-1))
         return replace(batch, partners=partners.map(lambda v: v.unflatten(0, (len(indices), each))))
 
     def _of(self, indices: np.ndarray, coins: np.ndarray) -> Batch:

@@ -183,15 +183,20 @@ def _sliders(name: str, control: Control, value: Any) -> dict[str, float]:
         raise ValueError(f"{name} is {value!r}; write name=number,name=number")
     found = {}
     for key, number in value.items():
-        if key not in control.choices:
-            near = get_close_matches(str(key), control.choices, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{name} has no {key!r}; there are {', '.join(control.choices)}.{hint}")
+        _check_part(name, key, control)
         one = Control(kind="float", help="", low=control.low, high=control.high)
         found[key] = _checked(f"{name}.{key}", one, number)
         if found[key] is None:
             raise ValueError(f"{name}.{key} has no value; write {key}=NUMBER")
     return found
+
+
+def _check_part(name: str, key: Any, control: Control) -> None:
+    """A ValueError where a control of several has none of this name, with what is near it."""
+    if key not in control.choices:
+        near = get_close_matches(str(key), control.choices, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{name} has no {key!r}; there are {', '.join(control.choices)}.{hint}")
 
 
 def _images(name: str, control: Control, value: Any) -> dict[str, Tensor]:
@@ -201,10 +206,7 @@ def _images(name: str, control: Control, value: Any) -> dict[str, Tensor]:
             f"{name} is {value!r}; write {control.choices[0]}=PICTURE, of {', '.join(control.choices)}"
         )
     for key, picture in value.items():
-        if key not in control.choices:
-            near = get_close_matches(str(key), control.choices, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{name} has no {key!r}; there are {', '.join(control.choices)}.{hint}")
+        _check_part(name, key, control)
         _checked(f"{name}.{key}", Control(kind="image", help=""), picture)
     return dict(value)
 
@@ -251,15 +253,13 @@ class Method(nn.Module):
         """Resolved controls as a user would give them again: choices by name, and for pictures what they are of."""
         named = {k: c.choices for k, c in self.controls.items() if c.kind == "choice"}
         pictures = {k for k, c in self.controls.items() if c.kind in ("image", "images", "pictures")}
-        return {
-            k: named[k][v]
-            if k in named and v is not None
-            else tuple(v)
-            if isinstance(v, dict) and k in pictures
-            else v
-            for k, v in use.items()
-            if k not in pictures or v is None or isinstance(v, dict)
-        }
+        said: dict[str, Any] = {}
+        for k, v in use.items():
+            if v is None or k not in pictures:
+                said[k] = named[k][v] if k in named and v is not None else v
+            elif isinstance(v, dict):
+                said[k] = tuple(v)
+        return said
 
     def given(self, image: Tensor, n: int) -> Tensor:
         """A picture control's value, (C, H, W) or (1 or n, C, H, W), as n pictures where the weights live."""

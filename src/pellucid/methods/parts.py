@@ -29,6 +29,12 @@ def option(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name.strip().lower())
 
 
+@torch.no_grad()
+def measured(pictures: Pictures, encode: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
+    """Codes (N, D) of the training pictures by which mean and spread are known."""
+    return torch.cat([encode(part.to(device)).float() for part in pictures(MEASURED_ON)])
+
+
 class Parts(nn.Module):
     """Beside a code: of each part, a linear classifier of its attribute's values, and where each value lies: a mean of
     its own, and a variance of each entry that all values share.
@@ -159,10 +165,8 @@ class ReadParts(Stage):
         self.parts, self.parts_of = parts, parts_of
         self.players = {"parts": list(parts.parameters())}
 
-    @torch.no_grad()
     def prepare(self, pictures: Pictures) -> None:
-        device = self.parts.mean.device
-        self.parts.fit(torch.cat([self.parts_of(part.to(device)) for part in pictures(MEASURED_ON)]))
+        self.parts.fit(measured(pictures, self.parts_of, self.parts.mean.device))
 
     @torch.no_grad()
     def derive(self, x0: Tensor) -> dict[str, Tensor]:

@@ -21,14 +21,13 @@ from pellucid.methods.swaps import columns_of
 from pellucid.nets.gan import Encoder
 from pellucid.recipes import DataSpec
 from pellucid.recipes.cofi import gan
+from pellucid.reproduce import TABLED
 from pellucid.reproduce.harness import Setting, batches, data_for, read
 from pellucid.types import Attribute
 
 HELD_OUT = 1 / 8
 """Share of the combinations of values that nothing but the judge is trained on; the same for all these tables, which
 so use each other's networks."""
-WITH_TABLE = ("toys", "hands")
-"""Sets with a table of attributes."""
 TEACHING = {"tiny": 4, "cpu": 600, "gpu": 2000, "paper": 2000}
 """Steps that the judge is trained for."""
 
@@ -43,7 +42,7 @@ def tabled(data: Dataset) -> tuple[tuple[Attribute, ...], np.ndarray]:
     if data.table is None or not data.attributes:
         raise ValueError(
             f"this table is about attributes, and these pictures have none: give data with a table, such as "
-            f"{' or '.join(WITH_TABLE)}, or a folder with an attributes.csv"
+            f"{' or '.join(TABLED)}, or a folder with an attributes.csv"
         )
     return data.attributes, data.table
 
@@ -54,10 +53,8 @@ def opened(setting: Setting, spec: str) -> tuple[Attribute, ...]:
     Raises ValueError where there is no table, or a group cannot be formed of what is not held out.
     """
     attributes, _ = tabled(data_for(setting, spec, "test"))
-    train = data_for(setting, spec, "train")
-    _, table = tabled(train)
     try:
-        Groups(attributes, table, names=getattr(train, "keys", None))
+        Groups.of(data_for(setting, spec, "train"))
     except ValueError as error:
         raise ValueError(f"{spec}, without the combinations that are held out: {error}") from None
     return attributes

@@ -16,7 +16,6 @@ from pellucid.reproduce.attributes import (
     opened,
     parts_of,
     sources,
-    tabled,
     without_held_out,
 )
 from pellucid.reproduce.disentangle import READ, of_parts, spread
@@ -43,12 +42,11 @@ def run(setting: Setting) -> Report:
     setting = without_held_out(setting)
     report = Report(name="gae-ablation", title="The parts of DiffuseGAE, each left out", columns=COLUMNS)
     rows, n = setting.chosen(ROWS), COUNTS[setting.scale]
-    for spec in setting.data:
-        opened(setting, spec)
+    tables = {spec: opened(setting, spec) for spec in setting.data}
     train_all(setting, [(recipe, {}) for recipe in rows.values()])
     for spec in setting.data:
         pictures = Pictures.of(data_for(setting, spec, "test"), READ[setting.scale])
-        attributes, _ = tabled(data_for(setting, spec, "test"))
+        attributes = tables[spec]
         floor = chance(pictures.values, [len(a.values) for a in attributes]).uniform
         held, seen = held_and_seen(setting, spec, 4 * n)
         held = Pictures(x=held.x[:n], values=held.values[:n])

@@ -309,8 +309,7 @@ def trained(
     """The method of a recipe, trained on the train split of `spec`; one already trained alike is used again.
 
     A recipe whose first stage is all of another begins from a run of that. `changed` are fields of its config that are
-    not the recipe's. Returns the method with its averaged (EMA)
-    weights, in evaluation mode.
+    not the recipe's. Returns the method with its averaged (EMA) weights, in evaluation mode.
     """
     data, made, run = _planned(setting, name, spec, seed, changed)
     method = build(made)

@@ -21,7 +21,6 @@ from pellucid.reproduce.attributes import (
     codes_of,
     opened,
     sources,
-    tabled,
     without_held_out,
 )
 from pellucid.reproduce.generate import extractor
@@ -148,13 +147,10 @@ def run(setting: Setting) -> Report:
         *(Column(f"mse_{steps}", f"MSE, {steps} steps", "lower") for steps in traded),
     )
     rows, steps, n = setting.chosen(ROWS), STEPS[setting.scale], COUNTS[setting.scale]
-    for spec in setting.data:
-        opened(setting, spec)
+    values = {spec: [len(a.values) for a in opened(setting, spec)] for spec in setting.data}
     train_all(setting, [(recipe, {}) for recipe in dict.fromkeys(row.recipe for row in rows.values())])
     for spec in setting.data:
         pictures = Pictures.of(data_for(setting, spec, "test"), CODED[setting.scale])
-        attributes, _ = tabled(data_for(setting, spec, "test"))
-        values = [len(a.values) for a in attributes]
         x = pictures.x[:n]
         for seed in setting.seeds:
             shown = [x[:8]]
@@ -172,7 +168,7 @@ def run(setting: Setting) -> Report:
                     assert isinstance(method, DenoisingMethod)
                     noises = [by_noise_alone(method, chunk, steps)[1] for chunk in pictures.x.split(100)]
                     codes = torch.cat(noises).flatten(1)
-                read = perplexity_matrix([codes], pictures.values, values).mean().item()
+                read = perplexity_matrix([codes], pictures.values, values[spec]).mean().item()
                 report.add(spec, name, likeness(see, x, made) | {"read": read})
                 if row.controls.get("noise") == "inferred" or not row.reads:
                     few = x[: max(1, n // 5)]

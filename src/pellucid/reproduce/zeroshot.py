@@ -35,11 +35,7 @@ COUNTS = {"tiny": 12, "cpu": 300, "gpu": 1000, "paper": 1000}
 INVERSION = {"tiny": 3, "cpu": 50, "gpu": 100, "paper": 100}
 """Steps from a picture to its noise, where an edit keeps that."""
 SHOWN = 8
-ROWS: dict[str, tuple[str, dict[str, Any]]] = {
-    "DiffuseGAE": ("gae", {}),
-    "GZS-Net": ("gzsnet", {}),
-    "AE + DS": ("ae-ds", {}),
-}
+ROWS = {"DiffuseGAE": "gae", "GZS-Net": "gzsnet", "AE + DS": "ae-ds"}
 NOISES = ("random", "inferred")
 """Whose noise an edit starts from: drawn anew, or that of the picture."""
 
@@ -98,7 +94,7 @@ def run(setting: Setting) -> Report:
         attributes[spec] = opened(setting, spec)
         named |= {a.name: Column(f"is_{a.name}", a.name) for a in attributes[spec]}
     report.columns = (*named.values(), Column("mean", "mean"), Column("all", "all at once"))
-    train_all(setting, [(recipe, {}) for recipe, _ in rows.values()])
+    train_all(setting, [(recipe, {}) for recipe in rows.values()])
     for spec in setting.data:
         held, seen = held_and_seen(setting, spec, 4 * n)
         held = Pictures(x=held.x[:n], values=held.values[:n])
@@ -107,7 +103,7 @@ def run(setting: Setting) -> Report:
             real = judge.accuracy(held.x, held.values)
             report.add(spec, "real pictures", real)
             chosen = sources(seen, held.values, torch.Generator().manual_seed(seed))
-            for row, (recipe, _) in rows.items():
+            for row, recipe in rows.items():
                 method, _ = trained(setting, recipe, spec, seed)
                 images = recombined(method, seen, chosen, seed)
                 report.add(spec, row, judge.accuracy(images, held.values))

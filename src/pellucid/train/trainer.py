@@ -524,14 +524,8 @@ def _check_names(method: Method, config: TrainConfig) -> None:
 def _groups(method: Method, dataset: Dataset) -> dict[int, Groups]:
     """What draws partners, by how many attributes they share, for the stages that want some."""
     wanted = {stage.shared for stage in method.stages()} - {0}
-    if not wanted:
-        return {}
-    table = np.zeros((len(dataset), 0), dtype=np.int64) if dataset.table is None else dataset.table
     try:
-        return {
-            shared: Groups(dataset.attributes, table, shared=shared, names=getattr(dataset, "keys", None))
-            for shared in wanted
-        }
+        return {shared: Groups.of(dataset, shared=shared) for shared in wanted}
     except ValueError as error:
         raise TrainingError(str(error)) from None
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pellucid.methods.base import Pictures, Stage
 from pellucid.methods.denoising import Diffusion, Predicts
+from pellucid.methods.parts import measured
 from pellucid.nets.mlp import LatentDenoiser
 from pellucid.nets.modulation import TimeModulator, VectorModulator
 from pellucid.nets.resnet import AlterResNet, ResNetConfig
@@ -26,10 +27,6 @@ from pellucid.process.loss import Weight, denoising_loss
 from pellucid.process.predict import to_x0
 from pellucid.process.schedule import ScheduleName
 from pellucid.types import Batch, Denoise
-
-MEASURED_ON = 2048
-"""How many training pictures the codes' mean and spread are measured on."""
-
 
 FLAT = 0.05
 """The least spread that an entry of a code is divided by: one that hardly differs between pictures says nothing, and
@@ -96,11 +93,9 @@ class UnitCodes(nn.Module):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("std", torch.ones(dim))
 
-    @torch.no_grad()
     def fit(self, pictures: Pictures) -> None:
         """Measure mean and spread, for the stages that work on codes."""
-        device = next(self.parameters()).device
-        codes = torch.cat([self.encoder(part.to(device)).float() for part in pictures(MEASURED_ON)]).double()
+        codes = measured(pictures, self, self.mean.device).double()
         if not codes.isfinite().all():
             raise ValueError("codes are not finite: the autoencoder's training has failed; lower lr")
         self.mean.copy_(codes.mean(0).float())

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from pellucid.methods.base import Method, Pictures, Stage, resolve
 from pellucid.methods.denoising import inversion_controls, keeps_noise
 from pellucid.methods.gae.autoencoder import (
-    MEASURED_ON,
     CodeDiffusion,
     CodedUNet,
     DiffusionAutoencoding,
@@ -20,7 +19,7 @@ from pellucid.methods.gae.autoencoder import (
     LatentConfig,
     UnitCodes,
 )
-from pellucid.methods.parts import Parts, checked
+from pellucid.methods.parts import Parts, checked, measured
 from pellucid.methods.swaps import grouped
 from pellucid.nets.mlp import chain
 from pellucid.process.loss import denoising_loss
@@ -180,7 +179,10 @@ class GAE(Method):
 
     def parts_of(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> z_dis (B, code), or without attributes z_sem (B, D) in units of its spread."""
-        unit = self.codes.unit(self.codes(x))
+        return self.taken_apart(self.codes.unit(self.codes(x)))
+
+    def taken_apart(self, unit: Tensor) -> Tensor:
+        """z_sem (B, D) in units of its spread -> z_dis (B, code), or without attributes the same."""
         return unit if self.gae is None else self.gae.encode(unit).float()
 
     def told(self, w: Tensor) -> Tensor:
@@ -218,7 +220,7 @@ class GAE(Method):
         x_T, latent = drawn(*self.image_shape), drawn(self.config.diffusion.dim)
         if use["image"] is None:
             unit = ddim(self.latent.denoise, latent, self.latent.levels(LATENT_STEPS), self.latent.schedule)
-            w = unit if self.gae is None else self.gae.encode(unit).float()
+            w = self.taken_apart(unit)
         else:
             w, x_T = self._of_pictures(n, use, x_T)
         w = self._set(w, use)
@@ -383,14 +385,12 @@ class Latents(Stage):
         if method.gae is None:  # otherwise the parts were learned in the units of an earlier stage
             method.codes.fit(pictures)
         if method.parts is not None:
-            with torch.no_grad():
-                codes = [method.parts_of(part.to(method.device)) for part in pictures(MEASURED_ON)]
-            method.parts.fit(torch.cat(codes))
+            method.parts.fit(measured(pictures, method.parts_of, method.device))
 
     @torch.no_grad()
     def derive(self, x0: Tensor) -> dict[str, Tensor]:
         unit = self.method.codes.unit(self.method.codes(x0))
-        parts = {} if self.method.gae is None else {"w": self.method.gae.encode(unit).float()}
+        parts = {} if self.method.gae is None else {"w": self.method.taken_apart(unit)}
         return {"z": unit} | parts
 
     def losses(self, batch: Batch, rng: torch.Generator) -> Iterator[tuple[str, dict[str, Tensor]]]:
