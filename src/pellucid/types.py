@@ -50,6 +50,8 @@ class Batch:
     """(B, H, W) int64; 0 is ground, 1.. are objects."""
     attributes: Tensor | None = None
     """(B, m) int64 indices into the values of each attribute, -1 where the table has none."""
+    index: Tensor | None = None
+    """(B,) int64, which samples of the data set these are."""
     partners: Batch | None = None
     """The samples that form a group with each of these (`data.groups`): axes (B, P, ...). See `Stage.shared`."""
     truth: Mapping[str, Tensor] = field(default_factory=dict)
@@ -68,6 +70,7 @@ class Batch:
             labels=some(self.labels),
             masks=some(self.masks),
             attributes=some(self.attributes),
+            index=some(self.index),
             partners=None if self.partners is None else self.partners.map(change),
             truth={k: change(v) for k, v in self.truth.items()},
             derived={k: change(v) for k, v in self.derived.items()},
@@ -100,10 +103,11 @@ class Control:
     `image` is a (B, C, H, W) tensor in [-1, 1]; `indices` is a set of whole numbers in [low, high], as text "0,2";
     `bits` is a row of `high` switches, as text "01011"; `sliders` sets some of the numbers that `choices` names, each
     in [low, high], as text "name=1.5,other=-1"; `images` gives some of what `choices` names a picture each, as
-    {name: (B, C, H, W)}, in files "name=a.png,other=b.png"; `pictures` are examples, (N, C, H, W), in files a folder.
+    {name: (B, C, H, W)}, in files "name=a.png,other=b.png"; `pictures` are examples, (N, C, H, W), in files a folder;
+    `cameras` is where each image is seen from, (1 or n, 4, 4) as `pellucid.cameras` has them.
     """
 
-    kind: Literal["int", "float", "choice", "image", "indices", "bits", "sliders", "images", "pictures"]
+    kind: Literal["int", "float", "choice", "image", "indices", "bits", "sliders", "images", "pictures", "cameras"]
     help: str
     default: Any = None
     low: float | None = None
@@ -129,6 +133,8 @@ class Control:
             return f"pictures: {', '.join(self.choices)}; e.g. {self.choices[0]}=a.png"
         if self.kind == "pictures":
             return "a folder of pictures"
+        if self.kind == "cameras":
+            return "orbit, spiral, a.png,b.png or a transforms.json"
         if self.kind == "choice":
             return f"choice of {', '.join(self.choices)}"
         return self.kind + span
@@ -139,11 +145,11 @@ class Readout:
     """Something a method finds inside an image.
 
     `masks` are probabilities over K regions, (K, H, W), that sum to 1 at each pixel; `shares` are
-    K numbers that sum to 1; `bits` are the probabilities that each of n switches is on; `vector` is anything else
-    of fixed length, its entries named by `names` where they have names.
+    K numbers that sum to 1; `bits` are the probabilities that each of n switches is on; a `map` is a number at each
+    pixel; `vector` is anything else of fixed length, its entries named by `names` where they have names.
     """
 
-    kind: Literal["masks", "shares", "bits", "vector"]
+    kind: Literal["masks", "shares", "bits", "map", "vector"]
     help: str
     shape: tuple[int | str, ...]
     """Without the batch axis; a letter stands for a size that follows the image ("H", "W")."""

@@ -200,14 +200,7 @@ class Train:
         made = recipe(
             self.recipe,
             self.scale,
-            DataSpec(
-                spec=spec,
-                size=data.shape[-1],
-                channels=data.shape[0],
-                class_names=data.class_names,
-                limit=self.limit,
-                attributes=data.attributes,
-            ),
+            DataSpec.of(spec, data, limit=self.limit),
             seed=self.seed,
             device=self.device,
             compile=self.compile,

@@ -32,7 +32,7 @@ def demo(
     data = open_data(spec, size=size)
     made = recipe(
         "factorized", "cpu",
-        DataSpec(spec=spec, size=size, channels=data.shape[0], class_names=data.class_names),
+        DataSpec.of(spec, data),
         steps=steps,
     )  # fmt: skip
     run = out / f"run-{Path(spec).name}-{size}"

@@ -151,7 +151,8 @@ class Loader:
             turned = torch.from_numpy(coins)
             masks = None if batch.masks is None else mirror(batch.masks, turned)
             batch = replace(batch, x0=mirror(batch.x0, turned), masks=masks, truth={})
-        return batch if self.derived is None else replace(batch, derived=self.derived(indices, coins))
+        derived = batch.derived if self.derived is None else self.derived(indices, coins)
+        return replace(batch, index=torch.from_numpy(np.asarray(indices, np.int64)), derived=derived)
 
     def __iter__(self) -> Iterator[Batch]:
         step = self.start_step

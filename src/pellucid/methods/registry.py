@@ -9,6 +9,7 @@ from pellucid.methods.baselines.gzsnet import GZSNet, GZSNetConfig
 from pellucid.methods.baselines.icgan import ICGAN, ICGANConfig
 from pellucid.methods.baselines.infogan import InfoGAN, InfoGANConfig
 from pellucid.methods.baselines.mic import MIC, MICConfig
+from pellucid.methods.baselines.nerf import NeRF, NeRFConfig
 from pellucid.methods.baselines.pdae import PDAE, PDAEConfig
 from pellucid.methods.baselines.selfcond import SelfCond, SelfCondConfig
 from pellucid.methods.baselines.selfguided import SelfGuided, SelfGuidedConfig
@@ -16,6 +17,7 @@ from pellucid.methods.baselines.supervised import Segmenter, SegmenterConfig
 from pellucid.methods.cofi.method import CoFi, CoFiConfig
 from pellucid.methods.factorized import Factorized, FactorizedConfig
 from pellucid.methods.gae.method import GAE, GAEConfig
+from pellucid.methods.lift3d.method import Lift3D, Lift3DConfig
 
 METHODS: dict[str, tuple[type, type[Method]]] = {
     "clustergan": (ClusterGANConfig, ClusterGAN),
@@ -26,7 +28,9 @@ METHODS: dict[str, tuple[type, type[Method]]] = {
     "gzsnet": (GZSNetConfig, GZSNet),
     "icgan": (ICGANConfig, ICGAN),
     "infogan": (InfoGANConfig, InfoGAN),
+    "lift3d": (Lift3DConfig, Lift3D),
     "mic": (MICConfig, MIC),
+    "nerf": (NeRFConfig, NeRF),
     "pdae": (PDAEConfig, PDAE),
     "segmenter": (SegmenterConfig, Segmenter),
     "selfcond": (SelfCondConfig, SelfCond),

@@ -16,6 +16,7 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal
 
 from pellucid.config import from_json, to_json
+from pellucid.data.views import Scene
 from pellucid.methods.base import Method
 from pellucid.methods.registry import METHODS
 from pellucid.nets.unet import UNetConfig
@@ -23,6 +24,7 @@ from pellucid.train.trainer import StageConfig, TrainConfig
 from pellucid.types import Attribute
 
 if TYPE_CHECKING:
+    from pellucid.data.images import Dataset
     from pellucid.nets.vae import PretrainedConfig
 
 Scale = Literal["tiny", "cpu", "gpu", "paper"]
@@ -43,6 +45,24 @@ class DataSpec:
     """At most so many pictures."""
     attributes: tuple[Attribute, ...] = ()
     """What a table says of every picture, where the recipe learns from it."""
+    scene: Scene | None = None
+    """Where the cameras stand and what they see, where the pictures are views of one scene and the recipe learns it."""
+    count: int = 0
+    """How many training pictures there are, where the recipe has something for each."""
+
+    @classmethod
+    def of(cls, spec: str, data: Dataset, *, limit: int | None = None) -> DataSpec:
+        """What a recipe may know of a data set that `spec` opened."""
+        return cls(
+            spec=spec,
+            size=data.shape[-1],
+            channels=data.shape[0],
+            class_names=data.class_names,
+            limit=limit,
+            attributes=data.attributes,
+            scene=getattr(data, "scene", None),
+            count=len(data),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,17 +91,22 @@ Maker = Callable[..., tuple[str, Any, TrainConfig]]
 
 def recipes() -> Mapping[str, Maker]:
     """Every recipe by name."""
-    from pellucid.recipes import cofi, cofi_baselines, factorized, gae
+    from pellucid.recipes import cofi, cofi_baselines, factorized, gae, lift3d
 
-    return {**factorized.RECIPES, **cofi.RECIPES, **cofi_baselines.RECIPES, **gae.RECIPES}
+    return {
+        **factorized.RECIPES, **cofi.RECIPES, **cofi_baselines.RECIPES, **gae.RECIPES, **lift3d.RECIPES
+    }  # fmt: skip
 
 
 def data_of(name: str) -> str:
     """The data set of a recipe that is told none: points for the recipes of points, pictures with a table of attributes
     for those that learn by one, `scenes` for all others."""
     from pellucid.recipes.gae import RECIPES as WITH_TABLE
+    from pellucid.recipes.lift3d import RECIPES as OF_VIEWS
 
-    return "ring" if "-ring" in name else "toys" if name in WITH_TABLE else "scenes"
+    if "-ring" in name:
+        return "ring"
+    return "views-boxes" if name in OF_VIEWS else "toys" if name in WITH_TABLE else "scenes"
 
 
 def recipe(
@@ -109,6 +134,10 @@ def recipe(
         data = replace(data, class_names=())  # it does not matter to this run which classes there are
     if not getattr(config, "attributes", ()):
         data = replace(data, attributes=())
+    if not hasattr(config, "view"):
+        data = replace(data, scene=None)
+    if not getattr(config, "views", 0):
+        data = replace(data, count=0)
     train = {k: v for k, v in train.items() if v is not None}
     everywhere: dict[str, Any] = {
         k: None for k, v in train.items() if k in ("steps", "batch_size") or (k == "flip" and not v)
@@ -178,7 +207,7 @@ def recipe_to_json(made: Recipe) -> dict[str, Any]:
 def recipe_from_json(data: Mapping[str, Any], where: str = "config") -> Recipe:
     """The inverse of `recipe_to_json`, strict: an unknown or missing key is a ValueError.
 
-    Runs of before there were settings of stages, attributes, or stems of U-Nets have none, and are read.
+    Runs of before there were settings of stages, attributes, scenes, or stems of U-Nets have none, and are read.
     """
     fields = {"method", "scale", "config", "data", "train"}
     if set(data) != fields:
@@ -192,7 +221,7 @@ def recipe_from_json(data: Mapping[str, Any], where: str = "config") -> Recipe:
         train = {"stages": {}} | train
     spec = data["data"]
     if isinstance(spec, dict):
-        spec = {"attributes": []} | spec
+        spec = {"attributes": [], "scene": None, "count": 0} | spec
     data = {**data, "config": _with_stems(data["config"])}
     return Recipe(
         method=data["method"],

@@ -282,13 +282,7 @@ def _planned(
     made = recipe(
         name,
         setting.scale,
-        DataSpec(
-            spec=spec,
-            size=data.shape[-1],
-            channels=data.shape[0],
-            class_names=data.class_names,
-            attributes=data.attributes,
-        ),
+        DataSpec.of(spec, data),
         seed=seed,
         steps=setting.steps,
     )

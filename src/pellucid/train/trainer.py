@@ -259,8 +259,8 @@ class Player:
             fused=device.type in ("cpu", "cuda") and config.parallel == "ddp",
         )
 
-    def step(self, factor: float, ranks: World) -> float:
-        """Average over ranks, clip, step; returns the gradient's norm. Nothing is stepped where it is not finite."""
+    def gather(self, ranks: World) -> float:
+        """Average the gradient over ranks and clip it; returns its norm from before, which may not be finite."""
         grads = [p.grad for p in self.parameters if p.grad is not None]
         if ranks.size > 1 and self.config.parallel == "ddp":  # FSDP has averaged them in the backward pass
             flat = torch.cat([g.flatten() for g in grads])
@@ -270,13 +270,15 @@ class Player:
                 g.copy_(part.view_as(g))
         norm = whole(torch.nn.utils.get_total_norm(grads)) if grads else torch.zeros(())
         size = norm.item()
-        if math.isfinite(size):
-            if self.config.grad_clip and grads:
-                torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.grad_clip, norm)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.lr * factor
-            self.optimizer.step()
+        if math.isfinite(size) and self.config.grad_clip and grads:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.grad_clip, norm)
         return size
+
+    def step(self, factor: float) -> None:
+        """Step on the gradient that is there; `factor` is the schedule's, on the learning rate."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * factor
+        self.optimizer.step()
 
     def state(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
@@ -703,31 +705,35 @@ class _Run:
         summed = 0.0  # of what is trained; terms that are only logged have no part in it
         while True:
             total: dict[str, Tensor] = {}
-            name = None
+            names: tuple[str, ...] = ()
             for turn in turns:
                 with self.autocast():
                     item = next(turn, None)
                 if item is None:
                     break
-                name, terms = item
+                who, terms = item
+                names = (who,) if isinstance(who, str) else who
                 loss = sum(v for k, v in terms.items() if not k.startswith("_"))
                 assert isinstance(loss, Tensor)
                 (loss / len(turns)).backward()
                 for key, value in terms.items():
                     total[key] = total.get(key, 0.0) + value.detach() / len(turns)
-            if name is None:
+            if not names:
                 break
             values = {k.lstrip("_"): float(v) for k, v in total.items()}
             summed += sum(float(v) for k, v in total.items() if not k.startswith("_"))
             finite = all(map(math.isfinite, values.values()))
             (broken,) = self.ranks.any(not finite)
-            norm = math.nan if broken else players[name].step(factor, self.ranks)
-            if broken or not math.isfinite(norm):
-                self.refuse(values, norm, batch, own)
+            norms = {} if broken else {name: players[name].gather(self.ranks) for name in names}
+            if broken or not all(map(math.isfinite, norms.values())):
+                self.refuse(values, sum(norms.values()), batch, own)
+            for name in names:
+                players[name].step(factor)
             # one player's loss reaches another's parameters: those gradients are nobody's
             self.method.zero_grad(set_to_none=True)
-            figures |= {f"{name}.{k}" if len(players) > 1 else k: v for k, v in values.items()}
-            figures[f"{name}.grad_norm" if len(players) > 1 else "grad_norm"] = norm
+            alone = len(names) == len(players)  # terms of all players at once need no name before them
+            figures |= {k if alone else f"{'+'.join(names)}.{k}": v for k, v in values.items()}
+            figures |= {f"{n}.grad_norm" if len(players) > 1 else "grad_norm": v for n, v in norms.items()}
         stage.after_step(local)
         self.ema.update(self.method)
         figures["lr"] = own.lr * factor

@@ -1,0 +1,144 @@
+"""Cameras: where they stand, which way they look, and which rays leave them.
+
+A camera is a (4, 4) matrix from its own axes to the world's (camera to world), with the axes of OpenGL, Blender and
+nerfstudio: x to the right, y up, and it looks along -z. The world's up is z; an object lies within the unit ball about
+the origin. A focal length counts in sides of the (square) picture: 1 / (2 tan(angle of view / 2)).
+
+    B  cameras   R  rays   a  azimuth from x towards y   e  elevation above the horizon; radians
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def on_sphere(azimuth: Tensor, elevation: Tensor, radius: Tensor | float = 1.0, roll: Tensor | float = 0.0) -> Tensor:
+    """Cameras (*B, 4, 4) that look at the origin from angles (*B), turned about the way they look by `roll`.
+
+    Built of sines and cosines of the angles alone, so that poles, where a cross product with the world's up would be
+    0 / 0, are like any other place: there the azimuth says which way the picture's up points.
+    """
+    sa, ca, se, ce = azimuth.sin(), azimuth.cos(), elevation.sin(), elevation.cos()
+    zero = torch.zeros_like(sa)
+    right = torch.stack([-sa, ca, zero], -1)
+    up = torch.stack([-se * ca, -se * sa, ce], -1)
+    back = torch.stack([ce * ca, ce * sa, se], -1)
+    turn = torch.as_tensor(roll, dtype=sa.dtype, device=sa.device).expand(sa.shape)[..., None]
+    right, up = right * turn.cos() + up * turn.sin(), up * turn.cos() - right * turn.sin()
+    far = torch.as_tensor(radius, dtype=sa.dtype, device=sa.device).expand(sa.shape)[..., None]
+    return rigid(torch.stack([right, up, back], -1), far * back)
+
+
+def rigid(rotation: Tensor, place: Tensor) -> Tensor:
+    """Cameras (*B, 4, 4) of rotations (*B, 3, 3) and places (*B, 3)."""
+    upper = torch.cat([rotation, place[..., None]], -1)
+    last = upper.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*upper.shape[:-2], 1, 4)
+    return torch.cat([upper, last], -2)
+
+
+def look_at(eye: Tensor, target: Tensor, up: Tensor) -> Tensor:
+    """Cameras (*B, 4, 4) at `eye` that look at `target`, each (*B, 3), with `up` upwards in the picture.
+
+    Where the camera looks along `up` itself another axis takes its place: no camera is NaN. Raises ValueError where
+    eye and target are one point.
+    """
+    back = eye - target
+    if (back.norm(dim=-1) < 1e-9).any():
+        raise ValueError("a camera stands at the very point that it looks at: no direction follows from that")
+    back = F.normalize(back, dim=-1)
+    up = F.normalize(up.expand_as(back), dim=-1)
+    along = (back * up).sum(-1, keepdim=True).abs() > 1 - 1e-7
+    other = back.new_tensor([0.0, 1.0, 0.0])
+    other = torch.where((back * other).sum(-1, keepdim=True).abs() > 0.9, back.new_tensor([1.0, 0.0, 0.0]), other)
+    right = F.normalize(torch.cross(torch.where(along, other, up), back, dim=-1), dim=-1)
+    return rigid(torch.stack([right, torch.cross(back, right, dim=-1), back], -1), eye)
+
+
+def rotation(axis_angle: Tensor) -> Tensor:
+    """Rotations (*B, 3, 3) about axes (*B, 3) by their length, radians (Rodrigues; Yuan, eq. 3.2).
+
+    I + A [v]x + B [v]x^2 with A = sin(phi) / phi and B = (1 - cos(phi)) / phi^2, each by its series where phi is small,
+    so that gradients are finite at no rotation.
+    """
+    squared = axis_angle.square().sum(-1)[..., None, None]
+    small = squared < 1e-6
+    phi = torch.where(small, torch.ones_like(squared), squared).sqrt()
+    a = torch.where(small, 1 - squared / 6 + squared.square() / 120, phi.sin() / phi)
+    b = torch.where(small, 0.5 - squared / 24, (1 - phi.cos()) / phi.square())
+    x, y, z = axis_angle.unbind(-1)
+    zero = torch.zeros_like(x)
+    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
+    return torch.eye(3, dtype=cross.dtype, device=cross.device) + a * cross + b * (cross @ cross)
+
+
+def pixels(size: int, *, device: torch.device | None = None) -> Tensor:
+    """The middles of the pixels of a square picture, row by row: (size^2, 2), across and down, in [0, 1]."""
+    middles = (torch.arange(size, device=device) + 0.5) / size
+    down, across = torch.meshgrid(middles, middles, indexing="ij")
+    return torch.stack([across, down], -1).flatten(0, 1)
+
+
+def rays(cameras: Tensor, focal: Tensor | float, at: Tensor) -> tuple[Tensor, Tensor]:
+    """Rays through places of pictures: cameras (B, 4, 4), focal () or (B,), at (R, 2) or (B, R, 2) as `pixels` says.
+
+    Returns origins (B, R, 3) and directions (B, R, 3) of length 1.
+    """
+    focal = torch.as_tensor(focal, dtype=cameras.dtype, device=cameras.device).reshape(-1, 1)
+    at = at.to(cameras.dtype)
+    across, down = ((at[..., i] - 0.5) / focal for i in (0, 1))
+    across, down = torch.broadcast_tensors(across.expand(len(cameras), -1), down)
+    own = F.normalize(torch.stack([across, -down, -torch.ones_like(across)], -1), dim=-1)
+    directions = own @ cameras[:, :3, :3].transpose(1, 2)
+    return cameras[:, None, :3, 3].expand_as(directions), directions
+
+
+def angles_of(cameras: Tensor) -> tuple[Tensor, Tensor]:
+    """Azimuth and elevation (*B) of where cameras (*B, 4, 4) stand, seen from the origin."""
+    x, y, z = cameras[..., :3, 3].unbind(-1)
+    return torch.atan2(y, x), torch.atan2(z, torch.hypot(x, y))
+
+
+def angle_between(a: Tensor, b: Tensor) -> Tensor:
+    """The angle (*B), degrees, of the rotation from one (*B, 3, 3) to another; exact for small ones too."""
+    between = a.transpose(-1, -2) @ b
+    skew = torch.stack(
+        [between[..., 2, 1] - between[..., 1, 2], between[..., 0, 2] - between[..., 2, 0], between[..., 1, 0] - between[..., 0, 1]], -1
+    )
+    trace = between.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return torch.atan2(skew.norm(dim=-1), trace - 1) * (180 / math.pi)
+
+
+def orbit(n: int, *, elevation: float, radius: float, start: float = 0.0) -> Tensor:
+    """n cameras (n, 4, 4) on a circle about the object, evenly, none twice. Elevation and start in radians."""
+    azimuth = start + torch.arange(n, dtype=torch.float32) * (2 * math.pi / n)
+    return on_sphere(azimuth, torch.full_like(azimuth, elevation), radius)
+
+
+def spiral(n: int, *, low: float, high: float, radius: float, turns: float = 2.0) -> Tensor:
+    """n cameras (n, 4, 4) that climb from elevation `low` to `high`, radians, in so many turns about the object."""
+    share = torch.linspace(0, 1, n)
+    return on_sphere(share * turns * 2 * math.pi, low + (high - low) * share, radius)
+
+
+def between(a: Tensor, b: Tensor, n: int) -> Tensor:
+    """n cameras (n, 4, 4) from a to b, (4, 4) each, ends included: evenly by the screw's rotation, and its distance
+    from the origin; for cameras that look at the origin all between do, too."""
+    share = torch.linspace(0, 1, n, dtype=a.dtype, device=a.device)
+    turn = _axis_angle(b[:3, :3] @ a[:3, :3].T)
+    turned = rotation(share[:, None] * turn)  # (n, 3, 3)
+    whole = rotation(turn)
+    own = a[:3, 3] + share[:, None] * (whole.T @ b[:3, 3] - a[:3, 3])
+    return rigid(turned @ a[:3, :3], (turned @ own[..., None])[..., 0])
+
+
+def _axis_angle(matrix: Tensor) -> Tensor:
+    """(3,), the axis times the angle of a rotation (3, 3), half turns included."""
+    values, vectors = torch.linalg.eigh((matrix + matrix.T).double())
+    axis = vectors[:, -1].to(matrix.dtype)  # the only one that stays
+    skew = torch.stack([matrix[2, 1] - matrix[1, 2], matrix[0, 2] - matrix[2, 0], matrix[1, 0] - matrix[0, 1]])
+    axis = torch.where((axis * skew).sum() < 0, -axis, axis)
+    return axis * torch.atan2(skew.norm(), matrix.trace() - 1)

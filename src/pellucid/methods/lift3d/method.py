@@ -1,0 +1,263 @@
+"""NeRF inside diffusion (Yuan, chapter 3): a scene from photographs of unknown pose, by denoising them.
+
+The denoiser of a diffusion over the views of one scene is made of two: an encoder says, of a noisy view, where it was
+taken from, and a radiance field seen from there is the clean view. Nothing but denoising teaches either.
+
+    B  pictures   M  candidate cameras   R  rays of a picture
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pellucid.methods.base import CollapseError, Stage, resolve
+from pellucid.methods.lift3d.poses import Candidates, Poses, Single
+from pellucid.methods.radiance import Radiance, ViewConfig, camera_control, chosen_rays, view_readouts
+from pellucid.nets.modulation import TimeModulator
+from pellucid.nets.unet import Encoder, UNetConfig
+from pellucid.process.loss import diffuse
+from pellucid.process.samplers import ddim
+from pellucid.process.schedule import TabulatedSchedule, levels
+from pellucid.types import Batch, Control, Readout, Sample
+
+READ_AT = 0.05
+"""The time of the little noise under which a picture's pose is read."""
+COLLAPSED_BELOW = 1.5
+"""Fewer candidates than that are in use, by the exponential of their entropy, when poses have collapsed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoseConfig:
+    """Where cameras may be."""
+
+    kind: Literal["candidates", "single"] = "candidates"
+    """One camera in each of some sectors of a sphere, the best of which learns (algorithm 4), or one for each picture,
+    by axis-angle and translation (algorithm 3)."""
+    candidates: int = 12
+    low: float = 0.0
+    """Elevations between which candidates stand, degrees; -90 and 90 are the whole sphere."""
+    high: float = 90.0
+    overlap: float = 0.25
+    """How far a candidate may leave its sector, as a share of its size."""
+    hidden: int = 256
+    score_weight: float = 0.1
+    """lambda, the weight of the classifier (eq. 3.4)."""
+    pick_rays: int = 64
+    """Rays by which the best candidate is chosen, without gradients."""
+    pick_samples: int = 24
+
+    def __post_init__(self) -> None:
+        if not -90 <= self.low < self.high <= 90:
+            raise ValueError(f"low is {self.low} and high {self.high}: elevations from -90 to 90 degrees, low first")
+        for name in ("candidates", "hidden", "pick_rays", "pick_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; at least 1")
+        if self.overlap < 0 or self.score_weight < 0:
+            raise ValueError(f"overlap is {self.overlap} and score_weight {self.score_weight}; 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lift3DConfig:
+    size: int = 32
+    channels: int = 3
+    encoder: UNetConfig = field(default_factory=UNetConfig)
+    """Of the U-Net the way down is used."""
+    poses: PoseConfig = field(default_factory=PoseConfig)
+    view: ViewConfig = field(default_factory=ViewConfig)
+    noisy: bool = True
+    """Poses are learned from noisy views; of clean ones it is an autoencoder (the paper's ablation)."""
+    steps: int = 100
+    """Of the diffusion. Its betas are Ho et al.'s, larger by 1000 / steps, so that the last step is noise."""
+    patience: int = 2000
+    """Steps after which the cameras have to be more than one."""
+
+    def __post_init__(self) -> None:
+        if self.encoder.channels != self.channels:
+            raise ValueError(f"encoder is for {self.encoder.channels} channels; the pictures have {self.channels}")
+        if self.size % self.encoder.stride:
+            raise ValueError(
+                f"size is {self.size}, and the encoder makes it {self.encoder.stride} times smaller: use a multiple"
+            )
+        if self.steps < 21:
+            raise ValueError(f"steps is {self.steps}; with fewer than 21 the largest beta would pass 1")
+
+
+class Lift3D(Radiance):
+    """A radiance field, and an encoder that says from where pictures of it were taken."""
+
+    name: ClassVar[str] = "lift3d"
+    reads_any_size: ClassVar[bool] = False
+    usage: Tensor
+
+    def __init__(self, config: Lift3DConfig) -> None:
+        super().__init__(config.view, config.size, config.channels)
+        self.config = config
+        self.schedule = TabulatedSchedule.linear(config.steps, 0.1 / config.steps, 20 / config.steps)
+        self.encoder = Encoder(config.encoder)
+        self.time = TimeModulator(self.encoder.widths, config.encoder.base)
+        dim = config.encoder.stage_widths[-1] * (config.size // config.encoder.stride) ** 2
+        poses, radius = config.poses, config.view.radius
+        self.poses: nn.Module
+        if poses.kind == "single":
+            first = torch.eye(4)
+            first[2, 3] = 0.0 if config.view.forward else radius
+            self.poses, self.candidates = Single(dim, first=first, hidden=poses.hidden), 1
+        else:
+            self.candidates = poses.candidates
+            self.poses = Candidates(
+                dim, poses.candidates, low=math.radians(poses.low), high=math.radians(poses.high), radius=radius,
+                overlap=poses.overlap, hidden=poses.hidden,
+            )  # fmt: skip
+        self.register_buffer("usage", torch.full((self.candidates,), 1 / self.candidates))
+        self.controls = {
+            "num_steps": Control(kind="int", default=config.steps, low=1, high=config.steps, help="passes from noise to a view"),
+            "image": Control(kind="image", help="a photograph: the view from where it was taken"),
+            **camera_control(),
+        }  # fmt: skip
+        self.readouts = view_readouts() | {
+            "scores": Readout(kind="shares", shape=(self.candidates,), help="which candidate the camera is")
+        }
+
+    def stages(self) -> tuple[Stage, ...]:
+        return (Lifting(self),)
+
+    # ---- poses -------------------------------------------------------------------------------
+
+    def posed(self, x_t: Tensor, t: Tensor) -> Poses:
+        """Noisy views (B, C, H, W) at times (B,) -> their cameras and scores."""
+        h, _ = self.encoder(x_t, self.time(t))
+        poses: Poses = self.poses(h.flatten(1).float())
+        return poses
+
+    def best(self, poses: Poses) -> Tensor:
+        """The camera (B, 4, 4) that the classifier trusts most."""
+        return _of_each(poses.cameras, poses.scores.argmax(1))
+
+    def winners(self, cameras: Tensor, x0: Tensor, rng: torch.Generator) -> Tensor:
+        """Which of the cameras (B, M, 4, 4) sees each picture best, on some of its rays and without gradients: (B,)."""
+        many, pose = cameras.shape[1], self.config.poses
+        if many == 1:
+            return torch.zeros(len(x0), dtype=torch.long, device=x0.device)
+        with torch.no_grad():
+            at, there = chosen_rays(x0, pose.pick_rays, rng)
+            seen = self.seen(cameras.flatten(0, 1), at.repeat_interleave(many, 0), pose.pick_samples, rng)
+            colour = seen.colour.view(len(x0), many, *there.shape[1:])
+            return (colour - there[:, None]).square().mean((2, 3)).argmin(1)
+
+    def noised(self, x0: Tensor, t: Tensor, rng: torch.Generator) -> Tensor:
+        eps = torch.randn(x0.shape, generator=rng, device=rng.device).to(x0.device)
+        return diffuse(x0, eps, self.schedule.logsnr(t))
+
+    @torch.no_grad()
+    def read(self, x: Tensor, rng: torch.Generator, **controls: Any) -> dict[str, Tensor]:
+        """From where pictures (B, C, H, W) were taken, and what the field shows from there; see `readouts`."""
+        resolve(self.controls, controls, reading=True)
+        poses = self._read(x, rng)
+        return self._described(self.best(poses), poses.scores)[1]
+
+    def _read(self, x: Tensor, rng: torch.Generator) -> Poses:
+        t = torch.full((len(x),), READ_AT if self.config.noisy else 0.0, device=x.device)
+        return self.posed(self.noised(x, t, rng) if self.config.noisy else x, t)
+
+    def _described(self, cameras: Tensor, scores: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """What cameras see, and the readouts."""
+        images, depth, opacity = self.pictures(cameras)
+        if scores is None:
+            scores = images.new_zeros(len(images), self.candidates)
+        told = {"camera": cameras.flatten(1), "depth": depth, "opacity": opacity, "scores": scores.softmax(1)}
+        return images, told
+
+    # ---- sampling ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(self, n: int, rng: torch.Generator, **controls: Any) -> Sample:
+        """n views: from given cameras, from where a picture was taken, or drawn by denoising noise.
+
+        A denoised view comes with the camera that the last pass gave it; `scores` of given cameras are even, as nothing
+        was classified.
+        """
+        if n < 1:
+            raise ValueError(f"n is {n}; ask for at least one image")
+        use = resolve(self.controls, controls)
+        x_T = torch.randn(n, *self.image_shape, generator=rng, device=rng.device).to(self.device)
+        if use["cameras"] is not None:
+            if use["image"] is not None:
+                raise ValueError("image says where to look from, and cameras does too: give one of them")
+            cameras, scores = use["cameras"].to(self.device).expand(n, -1, -1), None
+        elif use["image"] is not None:
+            poses = self._read(self.given(use["image"], n), rng)
+            cameras, scores = self.best(poses), poses.scores
+        else:
+            cameras, scores = self._drawn(x_T, use)
+        images, told = self._described(cameras, scores)
+        return Sample(images=images, readouts=told, controls=self.said(use))
+
+    def _drawn(self, x_T: Tensor, use: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Reverse diffusion from noise: the cameras (n, 4, 4) of its last step, and their scores."""
+        last: dict[str, Poses] = {}
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            last["poses"] = poses = self.posed(x, t)
+            return self.pictures(self.best(poses))[0]
+
+        times = levels(use["num_steps"], table=self.config.steps)
+        ddim(denoise, x_T, times, self.schedule)
+        return self.best(last["poses"]), last["poses"].scores
+
+
+def _of_each(values: Tensor, which: Tensor) -> Tensor:
+    """values (B, M, ...) and which (B,) -> (B, ...)."""
+    return values[torch.arange(len(values), device=values.device), which]
+
+
+class Lifting(Stage):
+    """Algorithms 3 and 4: the best of the candidates is rendered with gradients, and the scores learn which it was."""
+
+    name = "lift"
+
+    def __init__(self, method: Lift3D) -> None:
+        self.method = method
+        scene = [*method.field.parameters(), *([method.log_focal] if method.view.learn_focal else [])]
+        heads = [method.encoder, method.time, method.poses]
+        self.players = {"field": scene, "poses": [p for part in heads for p in part.parameters()]}
+
+    def losses(self, batch: Batch, rng: torch.Generator) -> Iterator[tuple[Any, dict[str, Tensor]]]:
+        method, x0 = self.method, batch.x0
+        config = method.config
+        if config.noisy:
+            t = torch.rand(len(x0), generator=rng, device=rng.device).mul(config.steps).floor().add(1) / config.steps
+            t = t.to(x0.device)
+            poses = method.posed(method.noised(x0, t, rng), t)
+        else:
+            poses = method.posed(x0, torch.zeros(len(x0), device=x0.device))
+        won = method.winners(poses.cameras, x0, rng)
+        at, there = chosen_rays(x0, method.view.rays, rng)
+        seen = method.seen(_of_each(poses.cameras, won), at, method.view.samples, rng)
+        terms = {"denoise": (seen.colour.view_as(there) - there).square().mean()}
+        if method.candidates > 1:
+            terms["scores"] = config.poses.score_weight * F.cross_entropy(poses.scores, won)
+            used = F.one_hot(won, method.candidates).float().mean(0)
+            method.usage.lerp_(used, 0.02)
+            terms["_accuracy"] = (poses.scores.argmax(1) == won).float().mean()
+            terms["_used"] = method.usage.clamp(min=1e-9).log().mul(method.usage).sum().neg().exp()
+        yield ("field", "poses"), terms
+
+    def after_step(self, step: int) -> None:
+        method = self.method
+        method.after_views(step)
+        usage = method.usage
+        used = math.exp(-float((usage * usage.clamp(min=1e-9).log()).sum()))
+        if method.candidates > 2 and step + 1 >= method.config.patience and used < COLLAPSED_BELOW:
+            raise CollapseError(
+                f"nearly all photographs choose one camera of {method.candidates} ({used:.1f} in use), so that the field "
+                f"is a picture and no scene. Try a lower poses.score_weight (now {method.config.poses.score_weight:g}), "
+                f"more candidates, or elevations (poses.low, poses.high) that fit the photographs; an object that looks "
+                f"the same from all sides has no poses to find"
+            )

@@ -1,0 +1,104 @@
+"""Heads that say from where a picture was taken (Yuan, sections 3.3.1 and 3.3.3).
+
+    B  pictures   M  candidates   D  entries of what an encoder found
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.cameras import on_sphere, rigid, rotation
+from pellucid.nets.blocks import zeroed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Poses:
+    """What a head says of some pictures."""
+
+    cameras: Tensor
+    """(B, M, 4, 4)."""
+    scores: Tensor
+    """(B, M) logits: which of its cameras a picture was taken from."""
+
+
+def sectors(candidates: int, *, low: float, high: float) -> Tensor:
+    """A band of the sphere between two elevations, radians, cut into M sectors of about one area: (M, 2, 2), of each
+    the (first, last) azimuth and elevation.
+
+    Rings of about square sectors, of as many sectors as their share of the area asks for; eight of the whole sphere are
+    its octants.
+    """
+    if candidates < 1 or not -math.pi / 2 <= low < high <= math.pi / 2:
+        raise ValueError(
+            f"{candidates} candidates between elevations {low:.3g} and {high:.3g} (radians): at least one, and "
+            f"elevations between the poles, the lower one first"
+        )
+    area = 2 * math.pi * (math.sin(high) - math.sin(low))
+    rings = max(1, min(candidates, int((high - low) / math.sqrt(area / candidates))))
+    ends = [round(i * candidates / rings) for i in range(rings + 1)]
+    heights = [math.sin(low) + (math.sin(high) - math.sin(low)) * end / candidates for end in ends]
+    found = []
+    for i, (first, last) in enumerate(zip(ends, ends[1:], strict=False)):
+        n = last - first
+        elevations = [math.asin(max(-1.0, min(1.0, h))) for h in heights[i : i + 2]]
+        shift = (i % 2) / 2  # sectors of neighbouring rings stand in each other's gaps, where there is more than one pair
+        shift = shift if rings > 2 else 0.0
+        found += [
+            [[2 * math.pi * (k + shift) / n, 2 * math.pi * (k + 1 + shift) / n], elevations] for k in range(n)
+        ]
+    return torch.tensor(found)
+
+
+class Candidates(nn.Module):
+    """A camera in each of M sectors of a sphere, all of which look at the origin, and a score for each.
+
+    Sigmoid offsets keep a camera in its sector, which `overlap` makes larger by that share of its size on each side, so
+    that a border between two is not at the end of both.
+    """
+
+    span: Tensor
+
+    def __init__(self, dim: int, candidates: int, *, low: float, high: float, radius: float, overlap: float, hidden: int) -> None:
+        super().__init__()
+        self.radius, self.limits = radius, (low, high)
+        span = sectors(candidates, low=low, high=high)
+        size = span[..., 1] - span[..., 0]
+        span = torch.stack([span[..., 0] - overlap * size, span[..., 1] + overlap * size], -1)
+        span[:, 1] = span[:, 1].clamp(low, high)
+        self.register_buffer("span", span, persistent=False)
+        self.trunk = nn.Sequential(nn.Linear(dim, hidden), nn.SiLU())
+        self.offsets = zeroed(nn.Linear(hidden, 2 * candidates))
+        self.scores = zeroed(nn.Linear(hidden, candidates))
+
+    def forward(self, h: Tensor) -> Poses:
+        h = self.trunk(h)
+        share = self.offsets(h).unflatten(1, (-1, 2)).sigmoid()  # (B, M, 2)
+        first, last = self.span.unbind(-1)
+        angle = first + share * (last - first)
+        return Poses(cameras=on_sphere(angle[..., 0], angle[..., 1], self.radius), scores=self.scores(h))
+
+
+class Single(nn.Module):
+    """One camera, turned from a first one by an axis-angle and moved by a translation, each three numbers."""
+
+    first: Tensor
+
+    def __init__(self, dim: int, *, first: Tensor, hidden: int) -> None:
+        super().__init__()
+        self.register_buffer("first", first, persistent=False)
+        self.trunk = nn.Sequential(nn.Linear(dim, hidden), nn.SiLU())
+        self.move = zeroed(nn.Linear(hidden, 6))
+
+    def forward(self, h: Tensor) -> Poses:
+        move = self.move(self.trunk(h))
+        return Poses(cameras=moved(self.first, move)[:, None], scores=move.new_zeros(len(h), 1))
+
+
+def moved(first: Tensor, move: Tensor) -> Tensor:
+    """Cameras (B, 4, 4): `first` (4, 4) or (B, 4, 4) turned by (B, :3), an axis-angle, and moved by (B, 3:), both in the
+    camera's own axes."""
+    return first @ rigid(rotation(move[:, :3]), move[:, 3:])

@@ -1,0 +1,152 @@
+"""What methods with a radiance field share: its pictures, from any cameras, and what is said of them.
+
+    B  pictures   R  rays   N  samples along a ray
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+import torch
+from torch import Tensor
+
+from pellucid.cameras import orbit, pixels, rays, rigid
+from pellucid.methods.base import Method
+from pellucid.nets.nerf import Background, FieldConfig, Occupancy, Rendered, Space, make_field, render
+from pellucid.types import Control, Readout
+
+SWAY = 0.15
+"""How far, as a share of the nearest distance, cameras that look into a scene move aside to show its depth."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewConfig:
+    """A scene: how large it is, how it is seen, and how its rays are sampled."""
+
+    radius: float = 3.0
+    """Distance of the cameras from the origin, where they stand about an object, which lies within 1 of it."""
+    near: float = 2.0
+    """Distances between which rays are sampled."""
+    far: float = 4.0
+    focal: float = 1.4
+    """In sides of the picture: 1 / (2 tan(angle of view / 2))."""
+    learn_focal: bool = False
+    """One focal length, for all pictures, is learned; `focal` is where it begins."""
+    forward: bool = False
+    """Cameras side by side look into a scene, instead of standing about an object."""
+    background: Background = "white"
+    field: FieldConfig = field(default_factory=FieldConfig)
+    rays: int = 128
+    """Rays of each picture that a training step renders."""
+    samples: int = 32
+    """Samples along a ray, in training."""
+    fine_samples: int = 64
+    """Samples along a ray of a picture that is shown."""
+    budget: int = 2**18
+    """Samples that are rendered at once where no gradient is wanted: what memory is used follows from this, not from
+    the size of pictures."""
+    opens: int = 0
+    """Steps after which the field shows all its detail; 0: from the first."""
+    occupied: int = 0
+    """Steps between two looks at where the field is empty, to pass over that; 0: all places are asked."""
+
+    def __post_init__(self) -> None:
+        self.space()
+        if self.radius <= 0:
+            raise ValueError(f"radius is {self.radius}; cameras stand at a distance above 0")
+        for name, least in (("rays", 1), ("samples", 2), ("fine_samples", 2), ("budget", 1), ("opens", 0), ("occupied", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; at least {least}")
+
+    def space(self) -> Space:
+        return Space(near=self.near, far=self.far, forward=self.forward, focal=self.focal)
+
+
+class Radiance(Method):
+    """A method whose pictures are seen in a field of density and colour."""
+
+    log_focal: Tensor
+
+    def __init__(self, config: ViewConfig, size: int, channels: int) -> None:
+        super().__init__()
+        self.view, self.image_shape = config, (channels, size, size)
+        self.space = config.space()
+        self.field = make_field(config.field, channels)
+        self.occupancy = Occupancy() if config.occupied else None
+        first = torch.tensor(config.focal).log()
+        if config.learn_focal:
+            self.log_focal = torch.nn.Parameter(first)
+        else:
+            self.register_buffer("log_focal", first)
+
+    @property
+    def focal(self) -> Tensor:
+        """(), in sides of the picture."""
+        return self.log_focal.exp()
+
+    # ---- rays --------------------------------------------------------------------------------
+
+    def seen(self, cameras: Tensor, at: Tensor, samples: int, rng: torch.Generator | None, *, focal: Tensor | None = None) -> Rendered:
+        """What cameras (B, 4, 4) see at places (R, 2) or (B, R, 2) of their pictures; the rays (B R) in one batch."""
+        origins, directions = rays(cameras, self.focal if focal is None else focal, at)
+        return render(
+            self.field, self.space, origins.flatten(0, 1), directions.flatten(0, 1), samples,
+            background=self.view.background, rng=rng, occupancy=self.occupancy,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def pictures(self, cameras: Tensor, *, size: int | None = None, focal: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Whole pictures from cameras (B, 4, 4): colour (B, C, H, W) in [-1, 1], depth (B, H, W) along the rays, and
+        opacity (B, H, W), so many rays at a time as `budget` allows. `size` is that of the pictures by default."""
+        side = size or self.image_shape[-1]
+        at = pixels(side, device=cameras.device)
+        many = max(1, self.view.budget // self.view.fine_samples)
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        for i in range(len(cameras)):
+            own = focal[i : i + 1] if focal is not None and focal.ndim else focal
+            parts = [self.seen(cameras[i : i + 1], part, self.view.fine_samples, None, focal=own) for part in at.split(many)]
+            colour, depth, opacity = (torch.cat([getattr(p, k) for p in parts]) for k in ("colour", "depth", "opacity"))
+            found.append((colour.T.unflatten(1, (side, side)), depth.view(side, side), opacity.view(side, side)))
+        colour, depth, opacity = (torch.stack(v) for v in zip(*found, strict=True))
+        return colour.clamp(-1, 1), depth, opacity
+
+    def around(self, n: int) -> Tensor:
+        """n cameras (n, 4, 4) from all around, half-way up; or looking into a scene, on a small circle."""
+        if not self.view.forward:
+            return orbit(n, elevation=math.radians(30), radius=self.view.radius).to(self.device)
+        turn = torch.arange(n, device=self.device) * (2 * math.pi / n)
+        at = torch.stack([turn.cos(), turn.sin(), torch.zeros_like(turn)], 1) * (SWAY * self.view.near)
+        return rigid(torch.eye(3, device=self.device).expand(n, 3, 3), at)
+
+    def after_views(self, step: int) -> None:
+        """What follows a training step: more detail, and a look at where nothing is."""
+        view = self.view
+        self.field.open(min(1.0, (step + 1) / view.opens) if view.opens else 1.0)
+        if self.occupancy is not None and (step + 1) % view.occupied == 0:
+            self.occupancy.update(self.field, torch.Generator().manual_seed(step))
+
+
+def chosen_rays(x0: Tensor, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Some pixels of each picture (B, C, H, W), drawn with replacement: their places (B, R, 2), as `cameras.pixels` has
+    them, and what is there (B, R, C)."""
+    b, _, _, side = x0.shape
+    chosen = torch.randint(side * side, (b, count), generator=rng, device=rng.device).to(x0.device)
+    at = pixels(side, device=x0.device)[chosen]
+    return at, x0.flatten(2).transpose(1, 2).gather(1, chosen[..., None].expand(-1, -1, x0.shape[1]))
+
+
+def view_readouts(size: int) -> dict[str, Readout]:
+    return {
+        "camera": Readout(kind="vector", shape=(16,), help="from camera to world, row by row (OpenGL axes: x right, y up, looks along -z)"),
+        "depth": Readout(kind="map", shape=("H", "W"), help="distance along each ray at which its light was stopped"),
+        "opacity": Readout(kind="map", shape=("H", "W"), help="share of the light that was stopped"),
+    }
+
+
+def camera_control() -> dict[str, Control]:
+    return {
+        "cameras": Control(
+            kind="cameras",
+            help="where to look from: orbit, spiral, two photographs as a.png,b.png, or a transforms.json",
+        )
+    }

@@ -1,0 +1,344 @@
+"""Radiance fields and how light is gathered along rays.
+
+    P  points   R  rays   N  samples along a ray
+
+A field is asked at points of [-1, 1]^3 and answers with density and colour. Which part of the world that cube is, the
+`space` of a rendering says: the ball about the origin, or what lies in front of a camera.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Background = Literal["white", "black", "random", "none"]
+"""What lies behind everything, in pictures of [-1, 1]. `random` gives each ray a colour of its own, so that only what is
+opaque can be right; with `none` the last sample takes all light that is left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldConfig:
+    """A radiance field, by its numbers."""
+
+    kind: Literal["mlp", "grid", "hash"] = "grid"
+    """mlp: the paper's network of Fourier features; grid: features on dense grids of several sizes, the faster one on a
+    CPU; hash: the same with fine grids in tables of fixed size (Mueller et al., 2022)."""
+    width: int = 64
+    depth: int = 2
+    """Hidden layers of the network; with grids, of the small one behind them."""
+    frequencies: int = 10
+    """Octaves of the Fourier features of places (mlp)."""
+    grids: tuple[int, ...] = (16, 32, 64)
+    """Points of a side of each grid, coarse to fine (grid, hash)."""
+    features: int = 4
+    """Entries at each point of a grid."""
+    table: int = 2**15
+    """Entries of a hash table; grids with no more points than that are dense."""
+    directions: int = 0
+    """Octaves of the Fourier features of directions: what shines differently from elsewhere. 0: nothing does."""
+    first_density: float = 0.1
+    """Density everywhere at first, per unit of length."""
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.depth < 1 or self.features < 1 or self.directions < 0 or self.frequencies < 1:
+            raise ValueError(
+                f"a field needs width, depth, features and frequencies of at least 1 and directions of at least 0; got "
+                f"{self.width}, {self.depth}, {self.features}, {self.frequencies}, {self.directions}"
+            )
+        if self.kind != "mlp" and (not self.grids or min(self.grids) < 2):
+            raise ValueError(f"grids are {self.grids}: at least one, of at least 2 points a side")
+        if self.table < 2 or self.first_density <= 0:
+            raise ValueError(f"table is {self.table} and first_density {self.first_density}: at least 2, and above 0")
+
+
+class Field(nn.Module):
+    """Points and directions -> density and colour. Subclasses give `features` (P, 3) -> (P, width).
+
+    `opened`, 0 to 1, is how much detail is let in: frequencies or fine grids open one after the other (Lin et al.,
+    2021), and until then no gradient finds its way by what is finer.
+    """
+
+    opened: Tensor
+
+    def __init__(self, config: FieldConfig, channels: int) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("opened", torch.ones(()))
+        width, seen = config.width, 3 * 2 * config.directions
+        self.density = nn.Linear(width, 1)
+        self.colour: nn.Module = nn.Linear(width, channels)
+        if seen:
+            self.colour = nn.Sequential(nn.Linear(width + seen, width), nn.ReLU(), nn.Linear(width, channels))
+        nn.init.constant_(self.density.bias, math.log(math.expm1(config.first_density)))
+        nn.init.normal_(self.density.weight, std=1e-2)
+
+    def features(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """Points (P, 3) in [-1, 1]^3, directions (P, 3) -> density (P,), 0 or more; colour (P, C) in [-1, 1]."""
+        h = self.features(x)
+        density = F.softplus(self.density(h)[:, 0])
+        if self.config.directions:
+            h = torch.cat([h, fourier(directions, self.config.directions)], 1)
+        return density, torch.tanh(self.colour(h))
+
+    def open(self, share: float) -> None:
+        """Let in detail up to a share of 0 to 1 of what there is."""
+        self.opened.fill_(share)
+
+    def _weights(self, levels: int, like: Tensor) -> Tensor:
+        """(levels,): how far each level is open; the first always is."""
+        at = self.opened * levels - torch.arange(levels, dtype=like.dtype, device=like.device)
+        weights = (1 - (at.clamp(0, 1) * math.pi).cos()) / 2
+        return torch.cat([torch.ones_like(weights[:1]), weights[1:]])
+
+
+def fourier(x: Tensor, octaves: int) -> Tensor:
+    """(P, D) -> (P, 2 D octaves): sin and cos of pi 2^k x (Mildenhall et al., 2020, eq. 4), octave by octave."""
+    scaled = x[:, None] * (math.pi * 2.0 ** torch.arange(octaves, dtype=x.dtype, device=x.device))[:, None]
+    return torch.stack([scaled.sin(), scaled.cos()], 2).flatten(1)
+
+
+class MLPField(Field):
+    """The paper's: a network of Fourier features, which are heard again half-way (Mildenhall et al., 2020)."""
+
+    def __init__(self, config: FieldConfig, channels: int) -> None:
+        super().__init__(config, channels)
+        seen = 3 + 6 * config.frequencies
+        self.again = config.depth // 2 if config.depth >= 4 else None
+        self.layers = nn.ModuleList(
+            nn.Linear((seen if i == 0 else config.width) + (seen if i == self.again else 0), config.width)
+            for i in range(config.depth)
+        )
+
+    def features(self, x: Tensor) -> Tensor:
+        octaves = self.config.frequencies
+        waves = fourier(x, octaves).unflatten(1, (octaves, 6))
+        seen = torch.cat([x, (waves * self._weights(octaves, x)[:, None]).flatten(1)], 1)
+        h = seen
+        for i, layer in enumerate(self.layers):
+            h = F.relu(layer(torch.cat([h, seen], 1) if i == self.again else h))
+        return h
+
+
+class GridField(Field):
+    """Features between the points of dense grids, coarse to fine, and a small network behind them."""
+
+    def __init__(self, config: FieldConfig, channels: int) -> None:
+        super().__init__(config, channels)
+        self.grids = nn.ParameterList(
+            nn.Parameter(1e-2 * torch.randn(1, config.features, side, side, side)) for side in config.grids
+        )
+        widths = [config.features * len(config.grids), *[config.width] * config.depth]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+
+    def features(self, x: Tensor) -> Tensor:
+        places = x.view(1, -1, 1, 1, 3)
+        weights = self._weights(len(self.grids), x)
+        found = []
+        for weight, grid in zip(weights, self.grids, strict=True):
+            if weight == 0:
+                found.append(x.new_zeros(grid.shape[1], len(x)))
+                continue
+            read = F.grid_sample(grid, places.to(grid.dtype), align_corners=True, padding_mode="border")
+            found.append(weight * read.view(grid.shape[1], -1))
+        h = torch.cat(found).T
+        for layer in self.layers:
+            h = F.relu(layer(h))
+        return h
+
+
+class HashField(Field):
+    """The same with fine grids in hash tables (Mueller et al., 2022, section 3), whose collisions the network resolves."""
+
+    corners: Tensor
+    primes: Tensor
+
+    def __init__(self, config: FieldConfig, channels: int) -> None:
+        super().__init__(config, channels)
+        self.tables = nn.ParameterList(
+            nn.Parameter(1e-2 * torch.randn(min(config.table, side**3), config.features)) for side in config.grids
+        )
+        widths = [config.features * len(config.grids), *[config.width] * config.depth]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.register_buffer("corners", torch.tensor([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)]), persistent=False)
+        self.register_buffer("primes", torch.tensor([1, 2654435761, 805459861]), persistent=False)
+
+    def features(self, x: Tensor) -> Tensor:
+        weights = self._weights(len(self.tables), x)
+        found = []
+        for weight, table, side in zip(weights, self.tables, self.config.grids, strict=True):
+            place = (x.clamp(-1, 1) + 1) * ((side - 1) / 2)
+            low = place.detach().floor().clamp(max=side - 2)
+            share = (place - low)[:, None]  # (P, 1, 3)
+            corner = low.long()[:, None] + self.corners  # (P, 8, 3)
+            near = torch.where(self.corners.bool(), share, 1 - share).prod(-1)  # (P, 8)
+            rows = self._row(corner, side, len(table))
+            # one bag a point: the weighted sum of its corners' entries, without the eight of them in memory
+            found.append(weight * F.embedding_bag(rows, table, per_sample_weights=near.to(table.dtype), mode="sum"))
+        h = torch.cat(found, 1)
+        for layer in self.layers:
+            h = F.relu(layer(h))
+        return h
+
+    def _row(self, corner: Tensor, side: int, entries: int) -> Tensor:
+        if entries == side**3:
+            return (corner[..., 0] * side + corner[..., 1]) * side + corner[..., 2]
+        x, y, z = (corner * self.primes).unbind(-1)
+        return (x ^ y ^ z) % entries
+
+
+def make_field(config: FieldConfig, channels: int = 3) -> Field:
+    return {"mlp": MLPField, "grid": GridField, "hash": HashField}[config.kind](config, channels)
+
+
+# ---- along rays --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """Which part of the world a field is of, and how it is sampled along rays."""
+
+    near: float
+    """Distance, along the way the camera looks, at which rays begin."""
+    far: float
+    forward: bool = False
+    """In front of the cameras, to any distance, seen through the normalised device coordinates of a camera at the
+    origin (Mildenhall et al., 2020, appendix C); otherwise the ball about the origin of radius `bound`."""
+    bound: float = 1.0
+    focal: float = 1.0
+    """Of the camera of those coordinates (forward)."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.near < self.far or self.bound <= 0 or self.focal <= 0:
+            raise ValueError(
+                f"near is {self.near} and far {self.far}, bound {self.bound} and focal {self.focal}: all above 0, and "
+                f"near before far"
+            )
+
+    def inside(self, points: Tensor) -> Tensor:
+        """Points of the world (..., 3) -> of the field's cube."""
+        if not self.forward:
+            return points / self.bound
+        depth = -points[..., 2:]
+        depth = torch.where(depth.abs() < 1e-3, torch.full_like(depth, 1e-3), depth)
+        wide = 2 * self.focal * points[..., :2] / depth
+        share = (1 / self.near - 1 / depth) / (1 / self.near - 1 / self.far)
+        return torch.cat([wide / 1.5, 2 * share - 1], -1)
+
+    def distances(self, rays: int, samples: int, *, rng: torch.Generator | None, device: torch.device) -> Tensor:
+        """(R, N + 1) ends of so many pieces of each ray, near to far: even ones, or with a generator stratified ones.
+
+        Even in distance, or in its inverse where the space reaches far (`forward`).
+        """
+        ends = torch.linspace(0, 1, samples + 1, device=device).expand(rays, -1)
+        if rng is not None:
+            moved = torch.rand(rays, samples + 1, generator=rng, device=rng.device).to(device) - 0.5
+            moved[:, 0], moved[:, -1] = 0, 0
+            ends = ends + moved / samples
+        if self.forward:
+            return 1 / (1 / self.near + ends * (1 / self.far - 1 / self.near))
+        return self.near + ends * (self.far - self.near)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendered:
+    """What rays gathered."""
+
+    colour: Tensor
+    """(R, C) in [-1, 1], the background behind it."""
+    depth: Tensor
+    """(R,) the mean distance at which light was stopped; where none was, the far end."""
+    opacity: Tensor
+    """(R,) the share of the light that was stopped, 0 to 1."""
+    weights: Tensor
+    """(R, N) the share that each piece of a ray has."""
+
+
+def shares(density: Tensor, lengths: Tensor) -> Tensor:
+    """The share of the light that each piece of a ray stops: density (R, N) and lengths (R, N) -> (R, N).
+
+    T_i (1 - exp(-sigma_i delta_i)) with T_i = exp(-sum_(j < i) sigma_j delta_j) (Mildenhall et al., 2020, eq. 3); their
+    sum is 1 - exp(-sum sigma delta), to rounding.
+    """
+    stopped = density * lengths
+    before = torch.cumsum(stopped, -1) - stopped
+    return torch.exp(-before) * -torch.expm1(-stopped)
+
+
+class Occupancy(nn.Module):
+    """Where a field may be other than empty, on a grid over its cube, so that empty places need not be asked."""
+
+    peak: Tensor
+
+    def __init__(self, side: int = 32) -> None:
+        super().__init__()
+        self.register_buffer("peak", torch.full((side,) * 3, torch.inf))
+
+    @torch.no_grad()
+    def update(self, field: Field, rng: torch.Generator, *, decay: float = 0.9) -> None:
+        """Ask the field at a random place of every cell; what was seen there before fades."""
+        side, device = len(self.peak), self.peak.device
+        corner = torch.stack(torch.meshgrid(*[torch.arange(side)] * 3, indexing="ij"), -1).view(-1, 3)
+        place = ((corner + torch.rand(corner.shape, generator=rng)) / side * 2 - 1).to(device)
+        density, _ = field(place, torch.zeros_like(place))
+        self.peak.copy_(torch.maximum(torch.nan_to_num(self.peak, posinf=0.0) * decay, density.view_as(self.peak)))
+
+    def __call__(self, points: Tensor, least: float) -> Tensor:
+        """Points (P, 3) of the cube -> (P,) whether there may be more than a density of `least`."""
+        side = len(self.peak)
+        cell = ((points + 1) * (side / 2)).long().clamp(0, side - 1)
+        return self.peak[cell[:, 0], cell[:, 1], cell[:, 2]] > least
+
+
+def render(
+    field: Field,
+    space: Space,
+    origins: Tensor,
+    directions: Tensor,
+    samples: int,
+    *,
+    background: Background,
+    rng: torch.Generator | None = None,
+    occupancy: Occupancy | None = None,
+    least: float = 0.01,
+) -> Rendered:
+    """Rays (R, 3), (R, 3) through a field; with a generator the samples are stratified, without they are even.
+
+    Points outside the ball (or, forward, beside the cube) are empty and cost nothing, and so are those that `occupancy`
+    knows to have no more than `least` density.
+    """
+    ends = space.distances(len(origins), samples, rng=rng, device=origins.device)
+    middle = (ends[:, 1:] + ends[:, :-1]) / 2
+    points = space.inside(origins[:, None] + middle[..., None] * directions[:, None])  # (R, N, 3)
+    there = (points.abs() <= 1).all(-1) if space.forward else points.square().sum(-1) <= 1
+    flat = there.flatten()
+    if occupancy is not None:
+        flat = flat & occupancy(points.detach().flatten(0, 1), least)
+    chosen = flat.nonzero()[:, 0]
+    asked = points.flatten(0, 1).index_select(0, chosen)
+    seen = directions[:, None].expand_as(points).flatten(0, 1).index_select(0, chosen)
+    found, shown = field(asked, seen)
+    density = points.new_zeros(flat.shape).index_copy(0, chosen, found.float()).view(middle.shape)
+    colour = points.new_zeros(*flat.shape, shown.shape[1]).index_copy(0, chosen, shown.float()).view(*middle.shape, -1)
+    lengths = ends.diff(dim=-1)
+    if background == "none":
+        lengths = torch.cat([lengths[:, :-1], torch.full_like(lengths[:, -1:], 1e10)], 1)
+        density = torch.cat([density[:, :-1], density[:, -1:].clamp(min=1e-6)], 1)
+    weights = shares(density, lengths)
+    opacity = weights.sum(-1)
+    left = (1 - opacity)[:, None]
+    gathered = (weights[..., None] * colour).sum(1)
+    if background == "random":
+        drawn = torch.rand(gathered.shape, generator=rng).to(gathered) * 2 - 1 if rng is not None else 0.0
+        gathered = gathered + left * drawn
+    elif background != "none":
+        gathered = gathered + left * (1.0 if background == "white" else -1.0)
+    depth = (weights * middle).sum(-1) + left[:, 0] * ends[:, -1]
+    return Rendered(colour=gathered, depth=depth, opacity=opacity, weights=weights)
