@@ -28,8 +28,6 @@ class Placed:
     path: Path
     y_up: bool = True
     """Whether the file's y is up; else its z."""
-    lying: bool = False
-    """Tipped over, about its x."""
     turn: float = 0.0
     """Degrees about the vertical."""
     height: float = 1.0
@@ -47,11 +45,11 @@ def arrangement(name: str) -> tuple[Placed, ...]:
     if name == "views-duck":
         return (Placed(path=duck, turn=20.0),)
     return (
-        Placed(path=block, height=0.7, turn=12.0),
-        Placed(path=duck, height=0.75, turn=-50.0, at=(0.0, 0.0, 0.7)),
-        Placed(path=domino, height=0.85, turn=70.0, at=(-0.72, 0.1, 0.0)),
-        Placed(path=mug, y_up=False, height=0.5, turn=200.0, at=(0.15, -0.72, 0.0), colour=(0.2, 0.5, 0.75)),
-        Placed(path=brick, height=0.3, turn=35.0, at=(0.3, 0.75, 0.0), colour=(0.82, 0.15, 0.14)),
+        Placed(path=block, y_up=False, height=0.8, turn=12.0),
+        Placed(path=duck, height=0.8, turn=-50.0, at=(0.0, 0.0, 0.8)),
+        Placed(path=domino, y_up=False, height=0.95, turn=70.0, at=(-0.56, 0.1, 0.0)),
+        Placed(path=mug, y_up=False, height=0.62, turn=235.0, at=(0.12, -0.62, 0.0), colour=(0.2, 0.5, 0.75)),
+        Placed(path=brick, height=0.42, turn=35.0, at=(0.22, 0.64, 0.0), colour=(0.82, 0.15, 0.14)),
     )  # fmt: skip
 
 
@@ -134,8 +132,6 @@ class _Model:
             raise ValueError(f"{placed.path} holds no triangles")
         vertices = np.asarray(mesh.vertices, np.float64)
         if placed.y_up:
-            vertices = vertices @ _Y_UP.T
-        if placed.lying:
             vertices = vertices @ _Y_UP.T
         angle = np.radians(placed.turn)
         turn = np.array(

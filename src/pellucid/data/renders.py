@@ -45,10 +45,10 @@ _RAYS = 1 << 16
 Trace = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Origins and unit directions (n, 3) -> colours (n, 3) from 0 to 1, and distances (n,), inf where nothing is met."""
 
-AROUND = Scene(
-    radius=3.0, near=2.0, far=4.0, focal=2.0**0.5, forward=False, background="white"
-)  # sees the unit ball, just whole
-FORWARD = Scene(radius=SPREAD, near=2.0, far=11.0, focal=1.0, forward=True, background="scene")
+_FOCAL = 2.0**0.5
+AROUND = Scene(radius=radius_of(_FOCAL), near=2.0, far=4.0, focal=_FOCAL, forward=False, background="white")
+"""Cameras stand 3 from the origin, and just see the unit ball."""
+FORWARD = Scene(radius=SPREAD, near=2.0, far=12.0, focal=1.0, forward=True, background="scene")
 _WINDOW = np.array([0.72, 0.54, 0.12])
 """How far forward-facing cameras stand from their mean, to each side."""
 _AIM = np.array([0.0, 0.0, -4.0])
