@@ -8,7 +8,9 @@ import numpy as np
 from PIL import Image
 
 from pellucid.data.images import Dataset, Squares, StoredImages, prepare
+from pellucid.data.renders import VIEWS, rendered
 from pellucid.data.sources import FolderSource, HubSource, ParquetSource, Source, Split, TarSource
+from pellucid.data.views import ViewsSource, has_cameras, open_views
 
 BUILT_IN = {
     "scenes": "a procedural world of textured shapes, with every ground truth",
@@ -20,6 +22,7 @@ BUILT_IN = {
     "clipart-plain": "the same drawings on white (fetched)",
     "fashion": "Fashion-MNIST: 70,000 grey pictures of clothing in ten classes (fetched)",
     "photos": "crops of photographs (fetched)",
+    **VIEWS,
     "ring": "100,000 points on half a ring, in four clusters: for CoFi's figure 8, not pictures",
 }
 LENGTHS: dict[Split, int] = {"train": 50_000, "val": 2_000, "test": 5_000}
@@ -45,8 +48,9 @@ def open_data(
     """Open a data set.
 
     Args:
-        spec: a name of `BUILT_IN`; a folder; a parquet file, a tar shard, a folder or pattern (`*`) of
-            either; or `hf:NAME` for a data set of the Hugging Face hub (`hf:NAME:CONFIG`).
+        spec: a name of `BUILT_IN`; a folder, whose pictures come with their cameras where it holds `transforms.json`
+            (`data.views`); a parquet file, a tar shard, a folder or pattern (`*`) of either; or `hf:NAME` for a
+            data set of the Hugging Face hub (`hf:NAME:CONFIG`).
         size: height and width, pixels.
         channels: 3 for colour, 1 for grey.
         split: "train", "val" or "test". A folder with sub-folders train, val, test keeps them; any other
@@ -92,7 +96,12 @@ def open_data(
         return _photos(size, channels, split, limit)
     if spec == "fashion":
         return _fashion(size, channels, split, limit)
-    return StoredImages(open_source(spec), size, channels, split=split, limit=limit, name=spec)
+    if spec in VIEWS:
+        return rendered(spec, size=size, channels=channels, split=split, seed=seed, limit=limit)
+    source = open_source(spec)
+    if isinstance(source, ViewsSource):
+        return open_views(source, size, channels, split=split, limit=limit, name=spec)
+    return StoredImages(source, size, channels, split=split, limit=limit, name=spec)
 
 
 def open_source(spec: str) -> Source:
@@ -106,6 +115,8 @@ def open_source(spec: str) -> Source:
         )
     path = Path(spec).expanduser()
     if path.is_dir():
+        if has_cameras(path):
+            return ViewsSource(path)
         suffixes = {p.suffix for p in path.iterdir() if p.is_file()}
         if suffixes & {".parquet", ".tar"} and not any(p.is_dir() for p in path.iterdir()):
             return ParquetSource(path) if ".parquet" in suffixes else TarSource(path)

