@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pellucid.cameras import on_sphere
 from pellucid.data.catalog import open_data
 from pellucid.methods.registry import METHODS
 from pellucid.recipes import DataSpec, build, data_of, recipe, recipe_from_json, recipe_to_json, recipes
@@ -21,11 +22,14 @@ SIZE = 16
 def a_batch(shape: tuple[int, int, int] = (3, SIZE, SIZE), n: int = 4) -> Batch:
     rng = torch.Generator().manual_seed(0)
     values = torch.arange(n)[:, None] // torch.tensor([1, 2]) % 2
+    turned = torch.linspace(0, 3, n)
     return Batch(
         attributes=values,
         x0=torch.rand(n, *shape, generator=rng) * 2 - 1,
         labels=torch.arange(n) % 2,
         masks=(torch.rand(n, *shape[1:], generator=rng) > 0.6).long(),
+        index=torch.arange(n),
+        truth={"camera": on_sphere(turned, turned / 4, 3.0), "focal": torch.full((n,), 1.4)},
     )
 
 
@@ -36,7 +40,7 @@ def made(name: str):
     """A recipe for the data that is its own: pictures, or points."""
     channels, _, side = open_data(data_of(name), size=SIZE).shape
     spec = DataSpec(
-        spec=data_of(name), size=side, channels=channels, class_names=("a", "b"), attributes=TABLE
+        spec=data_of(name), size=side, channels=channels, class_names=("a", "b"), attributes=TABLE, count=4
     )
     return recipe(name, "tiny", spec, steps=2)
 
@@ -64,10 +68,13 @@ def some_steps(method, steps: int = 2) -> tuple[list[dict[str, float]], set[int]
             rng = torch.Generator().manual_seed(step)
             for player, terms in stage.losses(batch, rng):
                 seen.append({k: v.item() for k, v in terms.items()})
-                for p in owned[player]:
+                stepped = [
+                    p for one in ((player,) if isinstance(player, str) else player) for p in owned[one]
+                ]
+                for p in stepped:
                     p.grad = None
                 sum(v for k, v in terms.items() if not k.startswith("_")).backward()
-                for p in owned[player]:
+                for p in stepped:
                     assert p.grad is not None
                     p.data -= 0.05 * p.grad
                     if p.grad.any():
@@ -168,6 +175,8 @@ def other_value(name: str, declared: Mapping[str, Control], shape: tuple[int, in
         given[name] = "1" * int(control.high or 0)
     elif control.kind == "sliders":
         given[name] = dict.fromkeys(control.choices, control.high)
+    elif control.kind == "cameras":
+        given[name] = on_sphere(torch.tensor([0.5]), torch.tensor([0.2]), 3.0)
     elif control.kind == "choice":
         given[name] = next(c for c in reversed(control.choices) if c != control.default)
     elif control.kind == "int":

@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def on_sphere(azimuth: Tensor, elevation: Tensor, radius: Tensor | float = 1.0, roll: Tensor | float = 0.0) -> Tensor:
+def on_sphere(
+    azimuth: Tensor, elevation: Tensor, radius: Tensor | float = 1.0, roll: Tensor | float = 0.0
+) -> Tensor:
     """Cameras (*B, 4, 4) that look at the origin from angles (*B), turned about the way they look by `roll`.
 
     Built of sines and cosines of the angles alone, so that poles, where a cross product with the world's up would be
@@ -53,7 +55,9 @@ def look_at(eye: Tensor, target: Tensor, up: Tensor) -> Tensor:
     up = F.normalize(up.expand_as(back), dim=-1)
     along = (back * up).sum(-1, keepdim=True).abs() > 1 - 1e-7
     other = back.new_tensor([0.0, 1.0, 0.0])
-    other = torch.where((back * other).sum(-1, keepdim=True).abs() > 0.9, back.new_tensor([1.0, 0.0, 0.0]), other)
+    other = torch.where(
+        (back * other).sum(-1, keepdim=True).abs() > 0.9, back.new_tensor([1.0, 0.0, 0.0]), other
+    )
     right = F.normalize(torch.cross(torch.where(along, other, up), back, dim=-1), dim=-1)
     return rigid(torch.stack([right, torch.cross(back, right, dim=-1), back], -1), eye)
 
@@ -106,7 +110,12 @@ def angle_between(a: Tensor, b: Tensor) -> Tensor:
     """The angle (*B), degrees, of the rotation from one (*B, 3, 3) to another; exact for small ones too."""
     between = a.transpose(-1, -2) @ b
     skew = torch.stack(
-        [between[..., 2, 1] - between[..., 1, 2], between[..., 0, 2] - between[..., 2, 0], between[..., 1, 0] - between[..., 0, 1]], -1
+        [
+            between[..., 2, 1] - between[..., 1, 2],
+            between[..., 0, 2] - between[..., 2, 0],
+            between[..., 1, 0] - between[..., 0, 1],
+        ],
+        -1,
     )
     trace = between.diagonal(dim1=-2, dim2=-1).sum(-1)
     return torch.atan2(skew.norm(dim=-1), trace - 1) * (180 / math.pi)
@@ -137,8 +146,10 @@ def between(a: Tensor, b: Tensor, n: int) -> Tensor:
 
 def _axis_angle(matrix: Tensor) -> Tensor:
     """(3,), the axis times the angle of a rotation (3, 3), half turns included."""
-    values, vectors = torch.linalg.eigh((matrix + matrix.T).double())
+    _values, vectors = torch.linalg.eigh((matrix + matrix.T).double())
     axis = vectors[:, -1].to(matrix.dtype)  # the only one that stays
-    skew = torch.stack([matrix[2, 1] - matrix[1, 2], matrix[0, 2] - matrix[2, 0], matrix[1, 0] - matrix[0, 1]])
+    skew = torch.stack(
+        [matrix[2, 1] - matrix[1, 2], matrix[0, 2] - matrix[2, 0], matrix[1, 0] - matrix[0, 1]]
+    )
     axis = torch.where((axis * skew).sum() < 0, -axis, axis)
     return axis * torch.atan2(skew.norm(), matrix.trace() - 1)

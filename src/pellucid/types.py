@@ -107,7 +107,9 @@ class Control:
     `cameras` is where each image is seen from, (1 or n, 4, 4) as `pellucid.cameras` has them.
     """
 
-    kind: Literal["int", "float", "choice", "image", "indices", "bits", "sliders", "images", "pictures", "cameras"]
+    kind: Literal[
+        "int", "float", "choice", "image", "indices", "bits", "sliders", "images", "pictures", "cameras"
+    ]
     help: str
     default: Any = None
     low: float | None = None

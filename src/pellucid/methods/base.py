@@ -42,7 +42,9 @@ class Stage:
         mirror image, kept on disk, and handed to `losses` as `batch.derived`."""
         raise NotImplementedError
 
-    def losses(self, batch: Batch, rng: torch.Generator) -> Iterator[tuple[str | tuple[str, ...], dict[str, Tensor]]]:
+    def losses(
+        self, batch: Batch, rng: torch.Generator
+    ) -> Iterator[tuple[str | tuple[str, ...], dict[str, Tensor]]]:
         """Yield (player, weighted loss terms); that player is stepped before the next is asked for.
 
         Several players, each with an optimiser of its own, that one loss is for are yielded together, as a tuple.
@@ -147,12 +149,16 @@ def _cameras(name: str, value: Any) -> Tensor:
     """(4, 4) or (N, 4, 4) -> (N, 4, 4); only what turns and moves, finite, with unit axes at right angles."""
     told = f"a {type(value).__name__}" if not isinstance(value, Tensor) else f"{tuple(value.shape)}"
     if not isinstance(value, Tensor) or value.shape[-2:] != (4, 4) or value.ndim not in (2, 3):
-        raise ValueError(f"{name} is {told}; it is one (4, 4) matrix from camera to world, or one for each image")
+        raise ValueError(
+            f"{name} is {told}; it is one (4, 4) matrix from camera to world, or one for each image"
+        )
     found = value.float().view(-1, 4, 4)
     turn = found[:, :3, :3]
     rigid = torch.allclose(turn @ turn.transpose(1, 2), torch.eye(3).to(turn), atol=1e-3)
     if not (found.isfinite().all() and rigid and (turn.det() > 0).all()):
-        raise ValueError(f"{name} holds a matrix that does more than turn and move, or is not finite: no camera is so")
+        raise ValueError(
+            f"{name} holds a matrix that does more than turn and move, or is not finite: no camera is so"
+        )
     return found
 
 
@@ -268,7 +274,9 @@ class Method(nn.Module):
     def said(self, use: Mapping[str, Any]) -> dict[str, Any]:
         """Resolved controls as a user would give them again: choices by name, and for pictures what they are of."""
         named = {k: c.choices for k, c in self.controls.items() if c.kind == "choice"}
-        pictures = {k for k, c in self.controls.items() if c.kind in ("image", "images", "pictures", "cameras")}
+        pictures = {
+            k for k, c in self.controls.items() if c.kind in ("image", "images", "pictures", "cameras")
+        }
         said: dict[str, Any] = {}
         for k, v in use.items():
             if v is None or k not in pictures:

@@ -1,14 +1,15 @@
 """What methods with a radiance field share: its pictures, from any cameras, and what is said of them.
 
-    B  pictures   R  rays   N  samples along a ray
+B  pictures   R  rays   N  samples along a ray
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pellucid.cameras import orbit, pixels, rays, rigid
 from pellucid.methods.base import Method
@@ -54,7 +55,14 @@ class ViewConfig:
         self.space()
         if self.radius <= 0:
             raise ValueError(f"radius is {self.radius}; cameras stand at a distance above 0")
-        for name, least in (("rays", 1), ("samples", 2), ("fine_samples", 2), ("budget", 1), ("opens", 0), ("occupied", 0)):
+        for name, least in (
+            ("rays", 1),
+            ("samples", 2),
+            ("fine_samples", 2),
+            ("budget", 1),
+            ("opens", 0),
+            ("occupied", 0),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least {least}")
 
@@ -74,10 +82,15 @@ class Radiance(Method):
         self.field = make_field(config.field, channels)
         self.occupancy = Occupancy() if config.occupied else None
         first = torch.tensor(config.focal).log()
-        if config.learn_focal:
-            self.log_focal = torch.nn.Parameter(first)
+        self.shared: list[nn.Parameter] = [nn.Parameter(first)] if config.learn_focal else []
+        if self.shared:
+            self.register_parameter("log_focal", self.shared[0])
         else:
             self.register_buffer("log_focal", first)
+
+    def scene(self) -> list[nn.Parameter]:
+        """What a stage learns of the scene itself: the field, and the focal length where that is learned."""
+        return [*self.field.parameters(), *self.shared]
 
     @property
     def focal(self) -> Tensor:
@@ -86,7 +99,15 @@ class Radiance(Method):
 
     # ---- rays --------------------------------------------------------------------------------
 
-    def seen(self, cameras: Tensor, at: Tensor, samples: int, rng: torch.Generator | None, *, focal: Tensor | None = None) -> Rendered:
+    def seen(
+        self,
+        cameras: Tensor,
+        at: Tensor,
+        samples: int,
+        rng: torch.Generator | None,
+        *,
+        focal: Tensor | None = None,
+    ) -> Rendered:
         """What cameras (B, 4, 4) see at places (R, 2) or (B, R, 2) of their pictures; the rays (B R) in one batch."""
         origins, directions = rays(cameras, self.focal if focal is None else focal, at)
         return render(
@@ -95,7 +116,9 @@ class Radiance(Method):
         )  # fmt: skip
 
     @torch.no_grad()
-    def pictures(self, cameras: Tensor, *, size: int | None = None, focal: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def pictures(
+        self, cameras: Tensor, *, size: int | None = None, focal: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Whole pictures from cameras (B, 4, 4): colour (B, C, H, W) in [-1, 1], depth (B, H, W) along the rays, and
         opacity (B, H, W), so many rays at a time as `budget` allows. `size` is that of the pictures by default."""
         side = size or self.image_shape[-1]
@@ -104,9 +127,16 @@ class Radiance(Method):
         found: list[tuple[Tensor, Tensor, Tensor]] = []
         for i in range(len(cameras)):
             own = focal[i : i + 1] if focal is not None and focal.ndim else focal
-            parts = [self.seen(cameras[i : i + 1], part, self.view.fine_samples, None, focal=own) for part in at.split(many)]
-            colour, depth, opacity = (torch.cat([getattr(p, k) for p in parts]) for k in ("colour", "depth", "opacity"))
-            found.append((colour.T.unflatten(1, (side, side)), depth.view(side, side), opacity.view(side, side)))
+            parts = [
+                self.seen(cameras[i : i + 1], part, self.view.fine_samples, None, focal=own)
+                for part in at.split(many)
+            ]
+            colour, depth, opacity = (
+                torch.cat([getattr(p, k) for p in parts]) for k in ("colour", "depth", "opacity")
+            )
+            found.append(
+                (colour.T.unflatten(1, (side, side)), depth.view(side, side), opacity.view(side, side))
+            )
         colour, depth, opacity = (torch.stack(v) for v in zip(*found, strict=True))
         return colour.clamp(-1, 1), depth, opacity
 
@@ -135,10 +165,16 @@ def chosen_rays(x0: Tensor, count: int, rng: torch.Generator) -> tuple[Tensor, T
     return at, x0.flatten(2).transpose(1, 2).gather(1, chosen[..., None].expand(-1, -1, x0.shape[1]))
 
 
-def view_readouts(size: int) -> dict[str, Readout]:
+def view_readouts() -> dict[str, Readout]:
     return {
-        "camera": Readout(kind="vector", shape=(16,), help="from camera to world, row by row (OpenGL axes: x right, y up, looks along -z)"),
-        "depth": Readout(kind="map", shape=("H", "W"), help="distance along each ray at which its light was stopped"),
+        "camera": Readout(
+            kind="vector",
+            shape=(16,),
+            help="from camera to world, row by row (OpenGL axes: x right, y up, looks along -z)",
+        ),
+        "depth": Readout(
+            kind="map", shape=("H", "W"), help="distance along each ray at which its light was stopped"
+        ),
         "opacity": Readout(kind="map", shape=("H", "W"), help="share of the light that was stopped"),
     }
 

@@ -8,6 +8,7 @@ A field is asked at points of [-1, 1]^3 and answers with density and colour. Whi
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Background = Literal["white", "black", "random", "none"]
-"""What lies behind everything, in pictures of [-1, 1]. `random` gives each ray a colour of its own, so that only what is
-opaque can be right; with `none` the last sample takes all light that is left."""
+"""What lies behind everything, in pictures of [-1, 1]. `random` gives each ray a colour of its own, so that only what
+is opaque can be right; with `none` the last sample takes all light that is left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,13 @@ class FieldConfig:
     """Density everywhere at first, per unit of length."""
 
     def __post_init__(self) -> None:
-        if self.width < 1 or self.depth < 1 or self.features < 1 or self.directions < 0 or self.frequencies < 1:
+        if (
+            self.width < 1
+            or self.depth < 1
+            or self.features < 1
+            or self.directions < 0
+            or self.frequencies < 1
+        ):
             raise ValueError(
                 f"a field needs width, depth, features and frequencies of at least 1 and directions of at least 0; got "
                 f"{self.width}, {self.depth}, {self.features}, {self.frequencies}, {self.directions}"
@@ -53,7 +60,9 @@ class FieldConfig:
         if self.kind != "mlp" and (not self.grids or min(self.grids) < 2):
             raise ValueError(f"grids are {self.grids}: at least one, of at least 2 points a side")
         if self.table < 2 or self.first_density <= 0:
-            raise ValueError(f"table is {self.table} and first_density {self.first_density}: at least 2, and above 0")
+            raise ValueError(
+                f"table is {self.table} and first_density {self.first_density}: at least 2, and above 0"
+            )
 
 
 class Field(nn.Module):
@@ -136,7 +145,7 @@ class GridField(Field):
             nn.Parameter(1e-2 * torch.randn(1, config.features, side, side, side)) for side in config.grids
         )
         widths = [config.features * len(config.grids), *[config.width] * config.depth]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
 
     def features(self, x: Tensor) -> Tensor:
         places = x.view(1, -1, 1, 1, 3)
@@ -155,7 +164,8 @@ class GridField(Field):
 
 
 class HashField(Field):
-    """The same with fine grids in hash tables (Mueller et al., 2022, section 3), whose collisions the network resolves."""
+    """The same with fine grids in hash tables (Mueller et al., 2022, section 3), whose collisions the network
+    resolves."""
 
     corners: Tensor
     primes: Tensor
@@ -163,11 +173,16 @@ class HashField(Field):
     def __init__(self, config: FieldConfig, channels: int) -> None:
         super().__init__(config, channels)
         self.tables = nn.ParameterList(
-            nn.Parameter(1e-2 * torch.randn(min(config.table, side**3), config.features)) for side in config.grids
+            nn.Parameter(1e-2 * torch.randn(min(config.table, side**3), config.features))
+            for side in config.grids
         )
         widths = [config.features * len(config.grids), *[config.width] * config.depth]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
-        self.register_buffer("corners", torch.tensor([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)]), persistent=False)
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+        self.register_buffer(
+            "corners",
+            torch.tensor([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)]),
+            persistent=False,
+        )
         self.register_buffer("primes", torch.tensor([1, 2654435761, 805459861]), persistent=False)
 
     def features(self, x: Tensor) -> Tensor:
@@ -181,7 +196,9 @@ class HashField(Field):
             near = torch.where(self.corners.bool(), share, 1 - share).prod(-1)  # (P, 8)
             rows = self._row(corner, side, len(table))
             # one bag a point: the weighted sum of its corners' entries, without the eight of them in memory
-            found.append(weight * F.embedding_bag(rows, table, per_sample_weights=near.to(table.dtype), mode="sum"))
+            found.append(
+                weight * F.embedding_bag(rows, table, per_sample_weights=near.to(table.dtype), mode="sum")
+            )
         h = torch.cat(found, 1)
         for layer in self.layers:
             h = F.relu(layer(h))
@@ -232,7 +249,9 @@ class Space:
         share = (1 / self.near - 1 / depth) / (1 / self.near - 1 / self.far)
         return torch.cat([wide / 1.5, 2 * share - 1], -1)
 
-    def distances(self, rays: int, samples: int, *, rng: torch.Generator | None, device: torch.device) -> Tensor:
+    def distances(
+        self, rays: int, samples: int, *, rng: torch.Generator | None, device: torch.device
+    ) -> Tensor:
         """(R, N + 1) ends of so many pieces of each ray, near to far: even ones, or with a generator stratified ones.
 
         Even in distance, or in its inverse where the space reaches far (`forward`).
@@ -288,7 +307,9 @@ class Occupancy(nn.Module):
         corner = torch.stack(torch.meshgrid(*[torch.arange(side)] * 3, indexing="ij"), -1).view(-1, 3)
         place = ((corner + torch.rand(corner.shape, generator=rng)) / side * 2 - 1).to(device)
         density, _ = field(place, torch.zeros_like(place))
-        self.peak.copy_(torch.maximum(torch.nan_to_num(self.peak, posinf=0.0) * decay, density.view_as(self.peak)))
+        self.peak.copy_(
+            torch.maximum(torch.nan_to_num(self.peak, posinf=0.0) * decay, density.view_as(self.peak))
+        )
 
     def __call__(self, points: Tensor, least: float) -> Tensor:
         """Points (P, 3) of the cube -> (P,) whether there may be more than a density of `least`."""
@@ -326,7 +347,11 @@ def render(
     seen = directions[:, None].expand_as(points).flatten(0, 1).index_select(0, chosen)
     found, shown = field(asked, seen)
     density = points.new_zeros(flat.shape).index_copy(0, chosen, found.float()).view(middle.shape)
-    colour = points.new_zeros(*flat.shape, shown.shape[1]).index_copy(0, chosen, shown.float()).view(*middle.shape, -1)
+    colour = (
+        points.new_zeros(*flat.shape, shown.shape[1])
+        .index_copy(0, chosen, shown.float())
+        .view(*middle.shape, -1)
+    )
     lengths = ends.diff(dim=-1)
     if background == "none":
         lengths = torch.cat([lengths[:, :-1], torch.full_like(lengths[:, -1:], 1e10)], 1)

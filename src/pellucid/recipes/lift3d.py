@@ -1,7 +1,8 @@
 """Recipes of 3-D from photographs of unknown pose, of its ablations, and of the fields that are told their cameras.
 
 `paper` holds the paper's numbers (section 3.4.1): a network of Fourier features alone, T = 100, an encoder of five
-stages of [64, 64, 128, 128, 256] channels, Adam at 1e-4 for the field and 2e-5 for the poses, lambda 0.1, 200,000 steps.
+stages of [64, 64, 128, 128, 256] channels, Adam at 1e-4 for the field and 2e-5 for the poses, lambda 0.1, 200,000
+steps.
 `cpu` is for two cores: a field of dense grids, and small pictures.
 """
 
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
     from pellucid.recipes import DataSpec, Maker, Scale
 
 UNSEEN = Scene(radius=3.0, near=2.0, far=4.0, focal=None, forward=False, background="white")
-"""What is assumed of a folder of photographs that says nothing of its cameras: a thing in the middle, from all around."""
+"""What is assumed of photographs that come without cameras: a thing in the middle, from all around, on white."""
 FOCAL = 1.4
-"""Where no focal length is known: an angle of view of 39 degrees, that of a lens of 50 mm or of a telephone at twice."""
+"""Where no focal length is known: an angle of view of 39 degrees, that of a normal lens. It is learned from there."""
 
 
 def view(scale: Scale, data: DataSpec) -> ViewConfig:
@@ -36,13 +37,22 @@ def view(scale: Scale, data: DataSpec) -> ViewConfig:
     field = {
         "tiny": FieldConfig(width=8, depth=1, grids=(4, 8), features=2),
         "cpu": FieldConfig(width=32, depth=1, grids=(16, 32, 48)),
-        "gpu": FieldConfig(kind="hash", width=64, depth=2, grids=(16, 32, 64, 128, 256), features=4, table=2**19),
+        "gpu": FieldConfig(
+            kind="hash", width=64, depth=2, grids=(16, 32, 64, 128, 256), features=4, table=2**19
+        ),
         "paper": FieldConfig(kind="mlp", width=256, depth=8, directions=4),
     }[scale]
     sampled: dict[str, int] = {
         "tiny": {"rays": 8, "samples": 8, "fine_samples": 8},
         "cpu": {"rays": 128, "samples": 32, "fine_samples": 64, "opens": 2000},
-        "gpu": {"rays": 512, "samples": 64, "fine_samples": 128, "opens": 10_000, "budget": 2**22, "occupied": 100},
+        "gpu": {
+            "rays": 512,
+            "samples": 64,
+            "fine_samples": 128,
+            "opens": 10_000,
+            "budget": 2**22,
+            "occupied": 100,
+        },
         "paper": {"rays": 1024, "samples": 128, "fine_samples": 192, "opens": 0, "budget": 2**22},
     }[scale]
     return ViewConfig(
@@ -66,7 +76,11 @@ def encoder(scale: Scale, data: DataSpec) -> UNetConfig:
         stem = 4 if data.size >= 64 else 2
         return UNetConfig(channels=data.channels, stem=stem, base=32, multipliers=(1, 2, 2), blocks=1)
     return UNetConfig(
-        channels=data.channels, stem=2 if data.size >= 256 else 1, base=64, multipliers=(1, 1, 2, 2, 4), blocks=2
+        channels=data.channels,
+        stem=2 if data.size >= 256 else 1,
+        base=64,
+        multipliers=(1, 1, 2, 2, 4),
+        blocks=2,
     )
 
 
@@ -76,7 +90,14 @@ def training(scale: Scale) -> TrainConfig:
     stages = {"lift": StageConfig(lr_of={"poses": slower})}
     if scale == "tiny":
         return TrainConfig(
-            steps=20, batch_size=4, lr=1e-2, ema_decay=0.9, flip=False, log_every=5, checkpoint_every=10, stages=stages
+            steps=20,
+            batch_size=4,
+            lr=1e-2,
+            ema_decay=0.9,
+            flip=False,
+            log_every=5,
+            checkpoint_every=10,
+            stages=stages,
         )
     if scale == "cpu":
         return TrainConfig(

@@ -28,8 +28,8 @@ class NeRFConfig:
     def __post_init__(self) -> None:
         if (self.views > 0) != (self.poses == "learned"):
             raise ValueError(
-                f"views is {self.views} and poses {self.poses!r}: learned poses need the number of training pictures, and "
-                f"given ones none"
+                f"views is {self.views} and poses {self.poses!r}: learned poses need the number of training pictures, "
+                f"and given ones none"
             )
 
 
@@ -89,8 +89,7 @@ class Fitting(Stage):
 
     def __init__(self, method: NeRF) -> None:
         self.method = method
-        focal = [method.log_focal] if method.view.learn_focal else []
-        self.players = {"field": [*method.field.parameters(), *focal]}
+        self.players = {"field": method.scene()}
         if method.moves is not None:
             self.players["poses"] = [method.moves]
 
@@ -105,7 +104,9 @@ class Fitting(Stage):
             cameras, focal = batch.truth["camera"], batch.truth["focal"]
         else:
             if batch.index is None:
-                raise ValueError("learned poses are one for each picture: the batch does not say which these are")
+                raise ValueError(
+                    "learned poses are one for each picture: the batch does not say which these are"
+                )
             cameras, focal = method.cameras(batch.index), None
         at, there = chosen_rays(x0, method.view.rays, rng)
         seen = method.seen(cameras, at, method.view.samples, rng, focal=focal)

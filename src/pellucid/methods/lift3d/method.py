@@ -55,7 +55,9 @@ class PoseConfig:
 
     def __post_init__(self) -> None:
         if not -90 <= self.low < self.high <= 90:
-            raise ValueError(f"low is {self.low} and high {self.high}: elevations from -90 to 90 degrees, low first")
+            raise ValueError(
+                f"low is {self.low} and high {self.high}: elevations from -90 to 90 degrees, low first"
+            )
         for name in ("candidates", "hidden", "pick_rays", "pick_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1")
@@ -80,7 +82,9 @@ class Lift3DConfig:
 
     def __post_init__(self) -> None:
         if self.encoder.channels != self.channels:
-            raise ValueError(f"encoder is for {self.encoder.channels} channels; the pictures have {self.channels}")
+            raise ValueError(
+                f"encoder is for {self.encoder.channels} channels; the pictures have {self.channels}"
+            )
         if self.size % self.encoder.stride:
             raise ValueError(
                 f"size is {self.size}, and the encoder makes it {self.encoder.stride} times smaller: use a multiple"
@@ -117,7 +121,9 @@ class Lift3D(Radiance):
             )  # fmt: skip
         self.register_buffer("usage", torch.full((self.candidates,), 1 / self.candidates))
         self.controls = {
-            "num_steps": Control(kind="int", default=config.steps, low=1, high=config.steps, help="passes from noise to a view"),
+            "num_steps": Control(
+                kind="int", default=config.steps, low=1, high=config.steps, help="passes from noise to a view"
+            ),
             "image": Control(kind="image", help="a photograph: the view from where it was taken"),
             **camera_control(),
         }  # fmt: skip
@@ -224,15 +230,17 @@ class Lifting(Stage):
 
     def __init__(self, method: Lift3D) -> None:
         self.method = method
-        scene = [*method.field.parameters(), *([method.log_focal] if method.view.learn_focal else [])]
         heads = [method.encoder, method.time, method.poses]
-        self.players = {"field": scene, "poses": [p for part in heads for p in part.parameters()]}
+        self.players = {"field": method.scene(), "poses": [p for part in heads for p in part.parameters()]}
 
     def losses(self, batch: Batch, rng: torch.Generator) -> Iterator[tuple[Any, dict[str, Tensor]]]:
         method, x0 = self.method, batch.x0
         config = method.config
         if config.noisy:
-            t = torch.rand(len(x0), generator=rng, device=rng.device).mul(config.steps).floor().add(1) / config.steps
+            t = (
+                torch.rand(len(x0), generator=rng, device=rng.device).mul(config.steps).floor().add(1)
+                / config.steps
+            )
             t = t.to(x0.device)
             poses = method.posed(method.noised(x0, t, rng), t)
         else:
@@ -256,8 +264,8 @@ class Lifting(Stage):
         used = math.exp(-float((usage * usage.clamp(min=1e-9).log()).sum()))
         if method.candidates > 2 and step + 1 >= method.config.patience and used < COLLAPSED_BELOW:
             raise CollapseError(
-                f"nearly all photographs choose one camera of {method.candidates} ({used:.1f} in use), so that the field "
-                f"is a picture and no scene. Try a lower poses.score_weight (now {method.config.poses.score_weight:g}), "
-                f"more candidates, or elevations (poses.low, poses.high) that fit the photographs; an object that looks "
-                f"the same from all sides has no poses to find"
+                f"nearly all photographs choose one camera of {method.candidates} ({used:.1f} in use), so that the "
+                f"field is a picture and no scene. Try a lower poses.score_weight (now "
+                f"{method.config.poses.score_weight:g}), more candidates, or elevations (poses.low, poses.high) that "
+                f"fit the photographs; an object that looks the same from all sides has no poses to find"
             )

@@ -1,10 +1,11 @@
 """Heads that say from where a picture was taken (Yuan, sections 3.3.1 and 3.3.3).
 
-    B  pictures   M  candidates   D  entries of what an encoder found
+B  pictures   M  candidates   D  entries of what an encoder found
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -42,10 +43,12 @@ def sectors(candidates: int, *, low: float, high: float) -> Tensor:
     ends = [round(i * candidates / rings) for i in range(rings + 1)]
     heights = [math.sin(low) + (math.sin(high) - math.sin(low)) * end / candidates for end in ends]
     found = []
-    for i, (first, last) in enumerate(zip(ends, ends[1:], strict=False)):
+    for i, (first, last) in enumerate(itertools.pairwise(ends)):
         n = last - first
         elevations = [math.asin(max(-1.0, min(1.0, h))) for h in heights[i : i + 2]]
-        shift = (i % 2) / 2  # sectors of neighbouring rings stand in each other's gaps, where there is more than one pair
+        shift = (
+            i % 2
+        ) / 2  # sectors of neighbouring rings stand in each other's gaps, where there is more than one pair
         shift = shift if rings > 2 else 0.0
         found += [
             [[2 * math.pi * (k + shift) / n, 2 * math.pi * (k + 1 + shift) / n], elevations] for k in range(n)
@@ -62,7 +65,17 @@ class Candidates(nn.Module):
 
     span: Tensor
 
-    def __init__(self, dim: int, candidates: int, *, low: float, high: float, radius: float, overlap: float, hidden: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        candidates: int,
+        *,
+        low: float,
+        high: float,
+        radius: float,
+        overlap: float,
+        hidden: int,
+    ) -> None:
         super().__init__()
         self.radius, self.limits = radius, (low, high)
         span = sectors(candidates, low=low, high=high)
@@ -99,6 +112,6 @@ class Single(nn.Module):
 
 
 def moved(first: Tensor, move: Tensor) -> Tensor:
-    """Cameras (B, 4, 4): `first` (4, 4) or (B, 4, 4) turned by (B, :3), an axis-angle, and moved by (B, 3:), both in the
-    camera's own axes."""
+    """Cameras (B, 4, 4): `first` (4, 4) or (B, 4, 4), turned by an axis-angle and moved, both (B, 3) of `move` and in
+    the camera's own axes."""
     return first @ rigid(rotation(move[:, :3]), move[:, 3:])
