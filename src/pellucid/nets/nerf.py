@@ -142,7 +142,7 @@ class GridField(Field):
     def __init__(self, config: FieldConfig, channels: int) -> None:
         super().__init__(config, channels)
         self.grids = nn.ParameterList(
-            nn.Parameter(1e-2 * torch.randn(1, config.features, side, side, side)) for side in config.grids
+            nn.Parameter(1e-2 * torch.randn(config.features, side**3)) for side in config.grids
         )
         widths = [config.features * len(config.grids), *[config.width] * config.depth]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
@@ -151,12 +151,13 @@ class GridField(Field):
         places = x.view(1, -1, 1, 1, 3)
         weights = self._weights(len(self.grids), x)
         found = []
-        for weight, grid in zip(weights, self.grids, strict=True):
+        for weight, side, points in zip(weights, self.config.grids, self.grids, strict=True):
             if weight == 0:
-                found.append(x.new_zeros(grid.shape[1], len(x)))
+                found.append(x.new_zeros(len(points), len(x)))
                 continue
+            grid = points.view(1, -1, side, side, side)
             read = F.grid_sample(grid, places.to(grid.dtype), align_corners=True, padding_mode="border")
-            found.append(weight * read.view(grid.shape[1], -1))
+            found.append(weight * read.view(len(points), -1))
         h = torch.cat(found).T
         for layer in self.layers:
             h = F.relu(layer(h))
