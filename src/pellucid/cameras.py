@@ -79,6 +79,12 @@ def rotation(axis_angle: Tensor) -> Tensor:
     return torch.eye(3, dtype=cross.dtype, device=cross.device) + a * cross + b * (cross @ cross)
 
 
+def moved(first: Tensor, move: Tensor) -> Tensor:
+    """Cameras (B, 4, 4): `first` (4, 4) or (B, 4, 4), turned by an axis-angle and moved, both (B, 3) of `move` and in
+    the camera's own axes."""
+    return first @ rigid(rotation(move[:, :3]), move[:, 3:])
+
+
 def pixels(size: int, *, device: torch.device | None = None) -> Tensor:
     """The middles of the pixels of a square picture, row by row: (size^2, 2), across and down, in [0, 1]."""
     middles = (torch.arange(size, device=device) + 0.5) / size

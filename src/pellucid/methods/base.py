@@ -84,7 +84,8 @@ def resolve(
     for name, control in usable.items():
         unset = _checked(name, control, control.default)
         idle = use[name] is None or (unset is not None and use[name] == unset)
-        if control.needs and not idle:
+        # a picture that is read is there, whatever a sample would need
+        if control.needs and not idle and (not reading or control.needs.partition("=")[0] in usable):
             _require(name, control.needs, usable, use)
     return use
 

@@ -102,7 +102,7 @@ def training(scale: Scale) -> TrainConfig:
     if scale == "cpu":
         return TrainConfig(
             steps=2500, batch_size=16, lr=1e-2, ema_decay=0.99, warmup=200, decay=0.3, flip=False, log_every=25,
-            sample_every=0, checkpoint_every=500, stages=stages,
+            sample_every=0, checkpoint_every=500, keep_last=20, stages=stages,
         )  # fmt: skip
     if scale == "gpu":
         return TrainConfig(

@@ -83,6 +83,8 @@ class Table:
         return report
 
 
+VIEWED = ("views-boxes",)
+"""Views of a thing from all around, with cameras to be scored against."""
 TABLED = ("toys", "hands")
 """Pictures with a table of attributes."""
 CLASSED = ("emoji-plain", "clipart-plain", "fashion")
@@ -125,6 +127,19 @@ TABLES: dict[str, Table] = {
     ),
     "gae-ablation": Table(
         module="gae_ablation", whole=False, about="the parts of DiffuseGAE", data=("toys",), seeds=1
+    ),
+    "lift3d-360": Table(
+        module="around", whole=False, about="a scene from views of unknown pose, all around", data=VIEWED
+    ),
+    "lift3d-forward": Table(
+        module="forward", whole=False, about="a scene that cameras look into", data=("views-forward",)
+    ),
+    "lift3d-ablation": Table(
+        module="lift_ablation",
+        whole=False,
+        about="candidates, and the weight of their classifier",
+        data=VIEWED,
+        seeds=1,
     ),
     "factorized-segment": Table(
         module="segment", about="segmentation against label-free baselines", data=("emoji", "scenes")

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from pellucid.cameras import on_sphere, rigid, rotation
+from pellucid.cameras import moved, on_sphere
 from pellucid.methods.base import Stage, resolve
 from pellucid.methods.radiance import Radiance, ViewConfig, camera_control, chosen_rays
 from pellucid.types import Batch, Sample
@@ -59,8 +59,7 @@ class NeRF(Radiance):
     def cameras(self, which: Tensor) -> Tensor:
         """The learned cameras (B, 4, 4) of training pictures (B,)."""
         assert self.moves is not None
-        move = self.moves[which]
-        return self.first @ rigid(rotation(move[:, :3]), move[:, 3:])
+        return moved(self.first, self.moves[which])
 
     def stages(self) -> tuple[Stage, ...]:
         return (Fitting(self),)

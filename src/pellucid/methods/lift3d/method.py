@@ -9,7 +9,7 @@ taken from, and a radiance field seen from there is the clean view. Nothing but 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -23,7 +23,7 @@ from pellucid.methods.radiance import Radiance, ViewConfig, camera_control, chos
 from pellucid.nets.modulation import TimeModulator
 from pellucid.nets.unet import Encoder, UNetConfig
 from pellucid.process.loss import diffuse
-from pellucid.process.samplers import ddim
+from pellucid.process.samplers import OnStep, ddim
 from pellucid.process.schedule import TabulatedSchedule, levels
 from pellucid.types import Batch, Control, Readout, Sample
 
@@ -125,6 +125,10 @@ class Lift3D(Radiance):
                 kind="int", default=config.steps, low=1, high=config.steps, help="passes from noise to a view"
             ),
             "image": Control(kind="image", help="a photograph: the view from where it was taken"),
+            "refine": Control(
+                kind="int", default=0, low=0, high=1000, reads=True, needs="image",
+                help="steps in which the camera read of a photograph is moved to where the view fits it better",
+            ),
             **camera_control(),
         }  # fmt: skip
         self.readouts = view_readouts() | {
@@ -164,11 +168,12 @@ class Lift3D(Radiance):
     @torch.no_grad()
     def read(self, x: Tensor, rng: torch.Generator, **controls: Any) -> dict[str, Tensor]:
         """From where pictures (B, C, H, W) were taken, and what the field shows from there; see `readouts`."""
-        resolve(self.controls, controls, reading=True)
-        poses = self._read(x, rng)
-        return self._described(self.best(poses), poses.scores)[1]
+        use = resolve(self.controls, controls, reading=True)
+        poses = self.poses_of(x, rng)
+        return self._described(self.refined(self.best(poses), x, use["refine"], rng), poses.scores)[1]
 
-    def _read(self, x: Tensor, rng: torch.Generator) -> Poses:
+    def poses_of(self, x: Tensor, rng: torch.Generator) -> Poses:
+        """Cameras and scores of pictures (B, C, H, W), under a little noise."""
         t = torch.full((len(x),), READ_AT if self.config.noisy else 0.0, device=x.device)
         return self.posed(self.noised(x, t, rng) if self.config.noisy else x, t)
 
@@ -198,24 +203,26 @@ class Lift3D(Radiance):
                 raise ValueError("image says where to look from, and cameras does too: give one of them")
             cameras, scores = use["cameras"].to(self.device).expand(n, -1, -1), None
         elif use["image"] is not None:
-            poses = self._read(self.given(use["image"], n), rng)
-            cameras, scores = self.best(poses), poses.scores
+            picture = self.given(use["image"], n)
+            poses = self.poses_of(picture, rng)
+            cameras, scores = self.refined(self.best(poses), picture, use["refine"], rng), poses.scores
         else:
-            cameras, scores = self._drawn(x_T, use)
+            poses = self.drawn(x_T, levels(use["num_steps"], table=self.config.steps))
+            cameras, scores = self.best(poses), poses.scores
         images, told = self._described(cameras, scores)
         return Sample(images=images, readouts=told, controls=self.said(use))
 
-    def _drawn(self, x_T: Tensor, use: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Reverse diffusion from noise: the cameras (n, 4, 4) of its last step, and their scores."""
+    @torch.no_grad()
+    def drawn(self, x_T: Tensor, times: Tensor, *, on_step: OnStep | None = None) -> Poses:
+        """Reverse diffusion from noise (n, C, H, W) along times, see `levels`: the poses that its last pass says."""
         last: dict[str, Poses] = {}
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
             last["poses"] = poses = self.posed(x, t)
             return self.pictures(self.best(poses))[0]
 
-        times = levels(use["num_steps"], table=self.config.steps)
-        ddim(denoise, x_T, times, self.schedule)
-        return self.best(last["poses"]), last["poses"].scores
+        ddim(denoise, x_T, times, self.schedule, on_step=on_step)
+        return last["poses"]
 
 
 def _of_each(values: Tensor, which: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pellucid.cameras import on_sphere, rigid, rotation
+from pellucid.cameras import moved, on_sphere
 from pellucid.nets.blocks import zeroed
 
 
@@ -109,9 +109,3 @@ class Single(nn.Module):
     def forward(self, h: Tensor) -> Poses:
         move = self.move(self.trunk(h))
         return Poses(cameras=moved(self.first, move)[:, None], scores=move.new_zeros(len(h), 1))
-
-
-def moved(first: Tensor, move: Tensor) -> Tensor:
-    """Cameras (B, 4, 4): `first` (4, 4) or (B, 4, 4), turned by an axis-angle and moved, both (B, 3) of `move` and in
-    the camera's own axes."""
-    return first @ rigid(rotation(move[:, :3]), move[:, 3:])

@@ -1,0 +1,28 @@
+"""Table 3.1 of Yuan's thesis, the forward-facing rows: a scene that cameras side by side look into, poses unknown."""
+
+from __future__ import annotations
+
+from pellucid.reproduce.around import compared
+from pellucid.reproduce.harness import Report, Setting
+
+ROWS = {
+    "NeRF, poses given": "nerf",
+    "Lift3D": "lift3d",
+    "Lift3D without noise (autoencoder)": "lift3d-clean",
+    "NeRF-- (poses as parameters)": "nerf--",
+}
+PAPER = {
+    "NeRF, poses given": {"PSNR": "18.81 to 27.77 on eight scenes of LLFF"},
+    "Lift3D": {"PSNR": "14.34 to 22.42"},
+    "NeRF-- (poses as parameters)": {"PSNR": "16.73 to 26.20"},
+}
+
+
+def run(setting: Setting) -> Report:
+    return compared(
+        setting,
+        name="lift3d-forward",
+        title="A scene that cameras look into, from photographs of unknown pose (Yuan's thesis, table 3.1)",
+        rows=ROWS,
+        paper=PAPER,
+    )

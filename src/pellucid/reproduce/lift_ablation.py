@@ -1,0 +1,64 @@
+"""Table 3.2 and figure 3.11 of Yuan's thesis: how many candidates there are, and how much their classifier weighs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from pellucid.methods.lift3d.method import Lift3D, Lift3DConfig
+from pellucid.recipes import DataSpec, recipe
+from pellucid.reproduce.harness import Report, Setting, data_for, file_name, train_all, trained
+from pellucid.reproduce.views import Found, Photographs, camera_figure, columns, found_by_lift, scored
+
+CANDIDATES = (4, 8, 12)
+WEIGHTS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+USUAL = (12, 0.1)
+"""The candidates, and the weight, that the recipe has."""
+PAPER = {
+    "4 candidates": {"poses": "do not converge (Lego, drums)"},
+    "8 candidates": {"poses": "do not converge (Lego, drums)"},
+    "lambda 1": {"classifier": "certain from the start, poses are not found (car)"},
+}
+
+
+def run(setting: Setting) -> Report:
+    report = Report(
+        name="lift3d-ablation",
+        title="Candidates, and lambda, the weight of the classifier (Yuan's thesis, table 3.2 and figure 3.11)",
+        columns=columns(None),
+        paper=PAPER,
+    )
+    rows: dict[str, tuple[int, float]] = {f"{n} candidates": (n, USUAL[1]) for n in CANDIDATES}
+    rows |= {f"lambda {weight:g}": (USUAL[0], weight) for weight in WEIGHTS if weight != USUAL[1]}
+    chosen = setting.chosen(rows)
+    held_of = {spec: Photographs.of(setting, spec, "test") for spec in setting.data}
+    networks = {row: changed_to(setting, *how) for row, how in chosen.items()}
+    train_all(setting, [("lift3d", changed) for changed in networks.values()])
+    for spec in setting.data:
+        train, held = Photographs.of(setting, spec, "train"), held_of[spec]
+        for seed in setting.seeds:
+            found: dict[str, Found] = {}
+            for row, changed in networks.items():
+                method, _ = trained(setting, "lift3d", spec, seed, changed=changed)
+                assert isinstance(method, Lift3D)
+                found[row] = found_by_lift(method, train, held, seed)
+                report.add(spec, row, scored(found[row], train, held, None))
+            if seed == setting.seeds[0]:
+                few = {row: f for row, f in found.items() if row.endswith("candidates")}
+                if few:
+                    report.pictures.append(
+                        camera_figure(setting, f"lift3d-ablation-{file_name(spec)}", few, train)
+                    )
+    report.notes.append(f"12 candidates have lambda {USUAL[1]}, and every lambda {USUAL[0]} candidates")
+    report.conditions |= setting.conditions(size=setting.size)
+    return report
+
+
+def changed_to(setting: Setting, candidates: int, weight: float) -> dict[str, Any]:
+    """Fields of the recipe's config that are others; none for the recipe as it is."""
+    if (candidates, weight) == USUAL:
+        return {}
+    spec = setting.data[0]
+    config = recipe("lift3d", setting.scale, DataSpec.of(spec, data_for(setting, spec, "train"))).config
+    assert isinstance(config, Lift3DConfig)
+    return {"poses": replace(config.poses, candidates=candidates, score_weight=weight)}
