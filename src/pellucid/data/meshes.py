@@ -45,11 +45,11 @@ def arrangement(name: str) -> tuple[Placed, ...]:
     if name == "views-duck":
         return (Placed(path=duck, turn=20.0),)
     return (
-        Placed(path=block, y_up=False, height=0.8, turn=12.0),
-        Placed(path=duck, height=0.8, turn=-50.0, at=(0.0, 0.0, 0.8)),
-        Placed(path=domino, y_up=False, height=0.95, turn=70.0, at=(-0.56, 0.1, 0.0)),
-        Placed(path=mug, y_up=False, height=0.62, turn=235.0, at=(0.12, -0.62, 0.0), colour=(0.2, 0.5, 0.75)),
-        Placed(path=brick, height=0.42, turn=35.0, at=(0.22, 0.64, 0.0), colour=(0.82, 0.15, 0.14)),
+        Placed(path=block, y_up=False, height=0.66, turn=12.0),
+        Placed(path=duck, height=0.74, turn=-50.0, at=(0.0, 0.0, 0.66)),
+        Placed(path=domino, y_up=False, height=0.9, turn=70.0, at=(-0.52, 0.1, 0.0)),
+        Placed(path=mug, y_up=False, height=0.62, turn=235.0, at=(0.12, -0.6, 0.0), colour=(0.2, 0.5, 0.75)),
+        Placed(path=brick, height=0.42, turn=35.0, at=(0.22, 0.62, 0.0), colour=(0.82, 0.15, 0.14)),
     )  # fmt: skip
 
 
