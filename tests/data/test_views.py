@@ -182,7 +182,7 @@ def test_depth_of_a_box_is_the_closed_form():
     x, z = (4.5 / directions[..., 1] * directions[..., k] for k in (0, 2))
     inside = (np.abs(x) < 1.1) & (np.abs(z) < 0.75)
     assert inside.sum() == 5 * 3
-    np.testing.assert_allclose(depth, np.where(inside, 4.5 / directions[..., 1], 0), rtol=1e-6)
+    np.testing.assert_allclose(depth[0], np.where(inside, 4.5 / directions[..., 1], 0), rtol=1e-6)
     assert tuple(pixels[0, 0, 0]) == (255, 255, 255)
     assert (pixels[0, 4, 4] < 255).all()
 
@@ -211,7 +211,7 @@ def test_boxes_are_hit_where_a_mesh_of_them_is(boxes):
     np.minimum.at(expected, ray, np.linalg.norm(place - origins[ray], axis=1))
     same = np.isclose(distance, expected, rtol=1e-5) | (np.isinf(distance) & np.isinf(expected))
     assert same.sum() >= 398  # but for rays that graze an edge
-    assert np.isfinite(expected).mean() > 0.5
+    assert np.isfinite(expected).mean() > 0.4
 
 
 def test_a_marker_is_rendered_where_its_projection_lies():
