@@ -160,6 +160,16 @@ def test_facing_forward_the_mean_camera_is_the_world():
 
 
 @pytest.mark.parametrize(
+    ("degrees", "expected"), [(60, True), (85, True), (110, False), (180, False), (360, False)]
+)
+@pytest.mark.parametrize("height", [0.2, 2.0])
+def test_a_short_arc_faces_forward_and_a_long_one_goes_around(degrees, expected, height):
+    angle = np.radians(np.linspace(-degrees / 2, degrees / 2, 30, endpoint=degrees < 360))
+    eye = np.stack([3 * np.cos(angle), 3 * np.sin(angle), np.full(30, height)], 1)
+    assert normalised(similar(look_at(eye), 1), np.ones(30))[1] == expected
+
+
+@pytest.mark.parametrize(
     ("cameras", "says"),
     [
         (look_at(np.array([[3.0, 0, 0]])), "1 camera"),
@@ -701,6 +711,17 @@ def test_a_model_is_hit_where_its_box_is_and_wears_its_texture(tmp_path):
     )
     assert upper[2] > 100 > upper[0]
     assert lower[0] > 100 > lower[2]
+
+
+def test_the_smallest_ball_around_points_is_found():
+    from pellucid.data.meshes import _middle
+
+    rng = np.random.default_rng(0)
+    ball = rng.normal(size=(500, 3))
+    ball *= rng.uniform(size=(500, 1)) / np.linalg.norm(ball, axis=1, keepdims=True)
+    poles = np.array([[1.0, 0, 0], [-1, 0, 0]]) @ turned(1).T
+    points, middle = np.concatenate([ball, poles]), np.array([3.0, -2.0, 7.0])
+    np.testing.assert_allclose(_middle(points + middle), middle, atol=0.03)
 
 
 def turned_about_z(degrees: float) -> np.ndarray:
