@@ -362,6 +362,23 @@ def test_what_spoils_views_is_named(tmp_path):
         assert word in advice
 
 
+def test_neighbouring_views_are_not_called_copies(tmp_path):
+    """Twenty views of one thing, 18 degrees apart, and one of them a second time, a little brighter."""
+    from pellucid.data.renders import AROUND, THING, Boxes, render
+    from pellucid.data.views import look_at
+
+    angle = np.radians(np.arange(0, 360, 18))
+    eye = np.stack([2.6 * np.cos(angle), 2.6 * np.sin(angle), np.full(20, 1.5)], 1)
+    pixels, _ = render(Boxes(THING), look_at(eye), AROUND.focal, 48, samples=2)
+    for i, picture in enumerate(pixels):
+        Image.fromarray(picture).save(tmp_path / f"{i:02}.png")
+    brighter = Image.fromarray(np.minimum(pixels[7] + 1.0, 255).astype(np.uint8))
+    brighter.save(tmp_path / "again.jpg", quality=95, subsampling=0)
+    report = examine(tmp_path, 32, views=True)
+    assert report.alike == [["07.png", "again.jpg"]]
+    assert report.views.blurred == []
+
+
 def test_views_that_differ_a_little_in_sharpness_are_not_called_blurred(tmp_path):
     for i in range(25):
         noise(i, (60 + i, 60 + i)).save(tmp_path / f"{i}.png")

@@ -34,6 +34,8 @@ _ALIKE_BITS = 4
 """Two gradient hashes of 64 bits that differ in at most this many may be of one picture."""
 _ALIKE_LEVELS = 6.0
 """And are, where their thumbnails differ by less than this on average, in levels of 0..255."""
+_ALIKE_VIEWS = 2.0
+"""Two views of one scene are nearly the same below this: neighbours may well differ by a few degrees alone."""
 _BLURRED = 1 / 8
 """A view is blurred where its sharpness is below this share of the views' median."""
 _SHARP_SIDE = 128
@@ -196,7 +198,8 @@ def examine(path: str | os.PathLike[str], size: int = 64, *, views: bool = False
     split = {i: drawn[i] for i in good}
     copies = _copies([(i, found[i].digest) for i in good])
     first = {i: group[0] for group in copies for i in group}  # exact copies count once among the alike
-    alike = _alike([i for i in good if first.get(i, i) == i], found)
+    once = [i for i in good if first.get(i, i) == i]
+    alike = _same_views(once, found) if views else _alike(once, found)
     leaks = sum(len({split[i] for i in group}) > 1 for group in copies + alike)
     regions = Counter(r for i in good for r in found[i].regions)
     classes = Counter(source.class_names[label] for i in good if (label := records[i].label) is not None)
@@ -439,6 +442,26 @@ def _alike(candidates: Sequence[int], found: Sequence[_Finding]) -> list[list[in
     for i in sorted(first):
         groups[first[i]].append(i)
     return list(groups.values())
+
+
+def _same_views(candidates: Sequence[int], found: Sequence[_Finding]) -> list[list[int]]:
+    """Groups of views that hardly differ from the first of their group.
+
+    Every two are compared: views are few, and the plain ground that many lie on leaves their hashes to chance.
+    """
+    seen = {i: thumbnail for i in candidates if (thumbnail := found[i].thumbnail) is not None}
+    if not seen:
+        return []
+    shown, small = list(seen), np.stack(list(seen.values())).astype(np.int16).reshape(len(seen), -1)
+    left, groups = np.ones(len(shown), dtype=bool), []
+    for row in range(len(shown)):
+        if left[row]:
+            later = np.flatnonzero(left[row:]) + row
+            same = later[np.abs(small[later] - small[row]).mean(1) < _ALIKE_VIEWS]
+            left[same] = False
+            if len(same) > 1:
+                groups.append([shown[i] for i in same])
+    return groups
 
 
 def _difference(a: _Finding, b: _Finding) -> float:
