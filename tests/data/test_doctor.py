@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from pellucid.data import doctor
+from pellucid.data.catalog import open_data
 from pellucid.data.doctor import examine
 from pellucid.data.images import ImageFolder
 
@@ -234,3 +235,151 @@ def test_a_broken_table_is_an_error(tmp_path, table, says):
     (tmp_path / "attributes.csv").write_text(table)
     with pytest.raises(ValueError, match=says):
         examine(tmp_path, 16)
+
+
+def scenery(root, count: int = 24, **frames) -> dict:
+    """A folder of views with their cameras; `frames` are put into the last frame of the table."""
+    from pellucid.data.renders import AROUND, cameras_of
+    from pellucid.data.views import to_transforms
+
+    names = [f"{i:02}.png" for i in range(count)]
+    for i, name in enumerate(names):
+        noise(i, (40, 40)).save(root / name)
+    cameras = cameras_of(AROUND, seed=0, split="train", count=count)
+    table = to_transforms(names, cameras, np.full(count, 1.4), 40)
+    table["frames"][-1] |= frames
+    (root / "transforms.json").write_text(json.dumps(table))
+    return table
+
+
+def test_a_folder_of_views_with_nothing_wrong(tmp_path):
+    scenery(tmp_path)
+    report = examine(tmp_path, 16)
+    assert report.ok
+    assert report.views is not None
+    assert report.views.cameras == 24
+    assert report.suggestions == ["nothing stands in the way"]
+    assert "  24 views with their cameras" in report.lines()
+    assert examine(tmp_path, 16).splits == {
+        part: len(open_data(str(tmp_path), size=16, split=part)) for part in ("train", "val", "test")
+    }
+
+
+def test_faults_of_cameras_are_named_and_stop_training_as_told(tmp_path):
+    table = scenery(tmp_path, file_path="gone.png")
+    table["frames"][2]["transform_matrix"][0][3] = float("nan")
+    table["frames"][4] = dict(table["frames"][3])
+    (tmp_path / "transforms.json").write_text(json.dumps(table))
+    report = examine(tmp_path, 16)
+    assert not report.ok
+    assert dict(report.views.faults) == {
+        "gone.png": "transforms.json, frame 23: no such file",
+        "02.png": "transforms.json, frame 2: transform_matrix holds NaN or infinity",
+        "03.png": "transforms.json, frame 4: named before, by transforms.json, frame 3",
+    }
+    assert report.views.unnamed == ["02.png", "04.png", "23.png"]
+    text = "\n".join(report.lines())
+    assert "    gone.png: transforms.json, frame 23: no such file" in text
+    assert "3 pictures have no camera" in text
+    assert "3 frames of transforms.json cannot be used, and training refuses" in text
+    assert json.loads(json.dumps(report.to_dict()))["views"]["cameras"] == 21
+    with pytest.raises(ValueError, match="3 frames of"):
+        open_data(str(tmp_path), size=16)
+
+
+def test_a_table_without_a_sound_frame_is_still_examined(tmp_path):
+    scenery(tmp_path, 1, file_path="gone.png")
+    report = examine(tmp_path, 16)
+    assert not report.ok
+    assert report.views.faults == [("gone.png", "transforms.json, frame 0: no such file")]
+    assert not any("no images found" in s for s in report.suggestions)
+    (tmp_path / "transforms.json").write_text("{")
+    with pytest.raises(ValueError, match=r"transforms.json is no JSON"):
+        examine(tmp_path, 16)
+
+
+@pytest.mark.parametrize(("count", "says"), [(1, "two photographs or more"), (5, "5 views are few")])
+def test_few_views_are_told(tmp_path, count, says):
+    scenery(tmp_path, count)
+    report = examine(tmp_path, 16)
+    assert report.ok == (count > 1)
+    assert any(says in s for s in report.suggestions)
+
+
+def test_one_photograph_is_no_scene(tmp_path):
+    noise(0).save(tmp_path / "a.jpg")
+    advice = "\n".join(examine(tmp_path, 16, views=True).suggestions)
+    assert "one photograph shows no depth" in advice
+    assert "memorise" not in advice
+    assert "--views" in "\n".join(examine(tmp_path, 16).suggestions)
+    assert examine(tmp_path, 16).views is None
+
+
+def test_what_spoils_views_is_named(tmp_path):
+    """One of each: another size, a phone held upright, a cut-out, a blurred frame, a frame taken twice."""
+    from PIL import ImageFilter
+
+    for i in range(25):
+        noise(i, (60, 40)).save(tmp_path / f"{i:02}.png")
+    noise(30, (90, 40)).save(tmp_path / "wide.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise(31, (60, 40)).save(tmp_path / "phone.jpg", exif=exif)
+    cut = noise(32, (60, 40)).convert("RGBA")
+    cut.putalpha(Image.new("L", (60, 40), 200))
+    cut.save(tmp_path / "cut.png")
+    noise(33, (60, 40)).filter(ImageFilter.GaussianBlur(6)).save(tmp_path / "shaken.png")
+    noise(3, (60, 40)).resize((120, 80)).resize((60, 40)).save(tmp_path / "again.png")
+    views = examine(tmp_path, 32, views=True).views
+    assert list(views.sizes) == ["60x40", "40x60", "90x40"]
+    assert (views.sizes["40x60"], views.sizes["90x40"]) == (["phone.jpg"], ["wide.png"])
+    assert views.turned == ["phone.jpg"]
+    assert views.clear == ["cut.png"]
+    assert views.blurred == ["shaken.png"]
+    assert views.cameras is None
+    report = examine(tmp_path, 32, views=True)
+    assert report.alike == [["03.png", "again.png"]]
+    assert report.ok  # none of these stops anything
+    text = "\n".join(report.lines())
+    for line in (
+        "  2 are not 60x40, as the others are:",
+        "    phone.jpg: 40x60",
+        "    wide.png: 90x40",
+        "  1 are turned upright by EXIF:",
+        "  1 have transparency, which the others have not:",
+        "  1 are blurred, against the others:",
+        "    shaken.png",
+    ):
+        assert line in text
+    advice = "\n".join(report.suggestions)
+    for word in (
+        "3 sizes",
+        "turned upright by EXIF",
+        "cut out all",
+        "1 views are blurred",
+        "1 images repeat another",
+    ):
+        assert word in advice
+
+
+def test_neighbouring_views_are_not_called_copies(tmp_path):
+    """Twenty views of one thing, 18 degrees apart, and one of them a second time, a little brighter."""
+    from pellucid.data.renders import AROUND, THING, Boxes, render
+    from pellucid.data.views import look_at
+
+    angle = np.radians(np.arange(0, 360, 18))
+    eye = np.stack([2.6 * np.cos(angle), 2.6 * np.sin(angle), np.full(20, 1.5)], 1)
+    pixels, _ = render(Boxes(THING), look_at(eye), AROUND.focal, 48, samples=2)
+    for i, picture in enumerate(pixels):
+        Image.fromarray(picture).save(tmp_path / f"{i:02}.png")
+    brighter = Image.fromarray(np.minimum(pixels[7] + 1.0, 255).astype(np.uint8))
+    brighter.save(tmp_path / "again.jpg", quality=95, subsampling=0)
+    report = examine(tmp_path, 32, views=True)
+    assert report.alike == [["07.png", "again.jpg"]]
+    assert report.views.blurred == []
+
+
+def test_views_that_differ_a_little_in_sharpness_are_not_called_blurred(tmp_path):
+    for i in range(25):
+        noise(i, (60 + i, 60 + i)).save(tmp_path / f"{i}.png")
+    assert examine(tmp_path, 16, views=True).views.blurred == []

@@ -40,13 +40,15 @@ class Doctor:
     """A folder, a parquet or tar file, or hf:NAME."""
     size: int = 64
     """The size you mean to train at, in pixels."""
+    views: bool = False
+    """The pictures are views of one scene; those of a folder with transforms.json always are."""
     json: Path | None = None
     """Also write the findings here."""
 
     def run(self) -> None:
         from pellucid.data.doctor import examine
 
-        report = examine(self.path, self.size)
+        report = examine(self.path, self.size, views=self.views)
         for line in report.lines():
             say(line)
         written(self.json, report.to_dict())

@@ -1,4 +1,4 @@
-"""What is wrong with a collection of images, found before training starts."""
+"""What is wrong with a collection of images, found before training starts: as pictures, or as views of a scene."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -25,6 +25,7 @@ from pellucid.data.decode import EXTENSIONS, BadImage, Encoded, Header, decode, 
 from pellucid.data.groups import Groups
 from pellucid.data.images import BAD_LIMIT
 from pellucid.data.sources import FolderSource, Source, splits
+from pellucid.data.views import TABLES, ViewsSource, has_cameras, normalised
 
 SPLITS = ("train", "val", "test")
 _RARE = 4
@@ -33,6 +34,36 @@ _ALIKE_BITS = 4
 """Two gradient hashes of 64 bits that differ in at most this many may be of one picture."""
 _ALIKE_LEVELS = 6.0
 """And are, where their thumbnails differ by less than this on average, in levels of 0..255."""
+_ALIKE_VIEWS = 2.0
+"""Two views of one scene are nearly the same below this: neighbours may well differ by a few degrees alone."""
+_BLURRED = 1 / 8
+"""A view is blurred where its sharpness is below this share of the views' median."""
+_SHARP_SIDE = 128
+"""Pixels of the shorter side at which sharpness is measured; blur that is seen only above that does not matter."""
+_FEW_VIEWS = 20
+"""Views of a scene below which its shape is not well determined."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Viewpoints:
+    """What matters of pictures that are views of one scene, taken by one camera. Files are named as in `Report`."""
+
+    cameras: int | None
+    """Frames with a sound camera; None where the folder has no table of cameras."""
+    faults: list[tuple[str, str]]
+    """(file, reason) of frames of the table that cannot be used; one is enough for training to refuse."""
+    unnamed: list[str]
+    """Pictures beside those of frames that no frame names."""
+    sizes: dict[str, list[str]]
+    """Files by size, "640x480", upright, the commonest size first."""
+    turned: list[str]
+    """Which EXIF turns upright."""
+    clear: list[str]
+    """With transparency, where others have none."""
+    blurred: list[str]
+    """Far less sharp than the others: variance of the Laplacian."""
+    alone: str = ""
+    """Why all cameras together make no scene."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +115,15 @@ class Report:
     """Folders that hold a run: none of their pictures is counted, or trained on."""
     environment: list[str]
     """Trouble with the installed packages."""
+    views: Viewpoints | None = None
+    """Where the pictures are views of one scene."""
     suggestions: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
         """Training would start."""
-        return self.usable > 0 and len(self.bad) <= BAD_LIMIT * self.images
+        refused = self.views is not None and (bool(self.views.faults) or bool(self.views.alone))
+        return self.usable > 0 and len(self.bad) <= BAD_LIMIT * self.images and not refused
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
@@ -123,6 +157,7 @@ class Report:
         if self.others:
             out.append(f"  other files {_counts(self.others)}")
         out += _listed("cannot be used", [f"{name}: {why}" for name, why in self.bad])
+        out += [] if self.views is None else _seen(self.views)
         out += _listed("are not what their names say", [f"{n} is {what}" for n, what in self.mislabelled])
         out += _listed("have no attributes: no row in the table, or an empty one", self.rowless)
         out += _listed(f"are smaller than {self.size} pixels", self.tiny)
@@ -133,20 +168,28 @@ class Report:
         return out
 
 
-def examine(path: str | os.PathLike[str], size: int = 64) -> Report:
+def examine(path: str | os.PathLike[str], size: int = 64, *, views: bool = False) -> Report:
     """Read every image of a folder, parquet file, tar shard or `hf:NAME`, as training would.
+
+    Args:
+        path: what to examine.
+        size: that training is meant for, pixels.
+        views: whether the pictures are to be views of one scene; those of a folder with `transforms.json` always are.
 
     Raises ValueError where nothing is there to examine.
     """
     if size < 1:
         raise ValueError(f"size is {size}: a number of pixels")
-    source = open_source(os.fspath(path))
+    folder = Path(path).expanduser()
+    posed = folder.is_dir() and has_cameras(folder)
+    source = ViewsSource(folder, strict=False) if posed else open_source(os.fspath(path))
+    views = views or posed
     records = source.records
     found: list[_Finding] = []
     encoded = source.read(records)
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         while chunk := list(islice(encoded, 256)):
-            found += pool.map(partial(_look, size=size, masked=source.has_masks), chunk)
+            found += pool.map(partial(_look, size=size, masked=source.has_masks, sharp=views), chunk)
     names = [record.key for record in records]
     good = [i for i, f in enumerate(found) if f.reason is None]
     headers = {i: h for i in good if (h := found[i].header) is not None}
@@ -155,7 +198,8 @@ def examine(path: str | os.PathLike[str], size: int = 64) -> Report:
     split = {i: drawn[i] for i in good}
     copies = _copies([(i, found[i].digest) for i in good])
     first = {i: group[0] for group in copies for i in group}  # exact copies count once among the alike
-    alike = _alike([i for i in good if first.get(i, i) == i], found)
+    once = [i for i in good if first.get(i, i) == i]
+    alike = _same_views(once, found) if views else _alike(once, found)
     leaks = sum(len({split[i] for i in group}) > 1 for group in copies + alike)
     regions = Counter(r for i in good for r in found[i].regions)
     classes = Counter(source.class_names[label] for i in good if (label := records[i].label) is not None)
@@ -195,6 +239,7 @@ def examine(path: str | os.PathLike[str], size: int = 64) -> Report:
         others=_sorted(Counter(source.others)) if isinstance(source, FolderSource) else {},
         runs=source.runs if isinstance(source, FolderSource) else 0,
         environment=_environment(),
+        views=_viewpoints(source, names, found, headers) if views else None,
     )
     report.suggestions.extend(_suggestions(report, source))
     learned_from = [i for i in good if split[i] == "train"]
@@ -228,13 +273,17 @@ class _Finding:
     thumbnail: np.ndarray | None = None
     """(16, 16, 3) uint8; None where the picture is flat, and any two look alike."""
     regions: tuple[int, ...] = ()
+    sharpness: float = 0.0
+    """Variance of the Laplacian, where it was asked for."""
 
 
-def _look(encoded: tuple[Encoded, Encoded | None], *, size: int, masked: bool) -> _Finding:
+def _look(
+    encoded: tuple[Encoded, Encoded | None], *, size: int, masked: bool, sharp: bool = False
+) -> _Finding:
     source, mask = encoded
     try:
         header = inspect(source)
-        picture = decode(source, at_least=max(2 * size, 32))
+        picture = decode(source, at_least=max(2 * size, 2 * _SHARP_SIDE if sharp else 32))
         regions: tuple[int, ...] = ()
         if masked:
             if mask is None:
@@ -260,7 +309,102 @@ def _look(encoded: tuple[Encoded, Encoded | None], *, size: int, masked: bool) -
         gradient=int.from_bytes(bits.tobytes(), "big"),
         thumbnail=thumbnail if grey.std() > 4 else None,
         regions=regions,
+        sharpness=_sharpness(picture) if sharp else 0.0,
     )
+
+
+def _sharpness(picture: Image.Image) -> float:
+    """Variance of the Laplacian of a picture whose shorter side is brought to `_SHARP_SIDE`, if it is longer."""
+    ratio = min(1.0, _SHARP_SIDE / min(picture.size))
+    small = picture.convert("L").resize(
+        (max(3, round(picture.width * ratio)), max(3, round(picture.height * ratio))), Image.Resampling.BOX
+    )
+    x = np.asarray(small, dtype=np.float32)
+    edges = x[:-2, 1:-1] + x[2:, 1:-1] + x[1:-1, :-2] + x[1:-1, 2:] - 4 * x[1:-1, 1:-1]
+    return float(edges.var())
+
+
+def _viewpoints(
+    source: Source, names: Sequence[str], found: Sequence[_Finding], headers: Mapping[int, Header]
+) -> Viewpoints:
+    sizes: dict[str, list[str]] = defaultdict(list)
+    for i, header in headers.items():
+        sizes[f"{header.width}x{header.height}"].append(names[i])
+    clear = [names[i] for i, header in headers.items() if header.transparent]
+    sharp = {i: found[i].sharpness for i in headers}
+    low = _BLURRED * float(np.median(list(sharp.values()))) if len(sharp) >= 5 else 0.0
+    posed = isinstance(source, ViewsSource)
+    alone = ""
+    if isinstance(source, ViewsSource) and source.frames:
+        try:
+            normalised(
+                np.stack([frame.camera for frame in source.frames]),
+                np.array([frame.focal for frame in source.frames]),
+            )
+        except ValueError as error:
+            alone = str(error)
+    return Viewpoints(
+        cameras=len(source.records) if posed else None,
+        faults=source.faults if isinstance(source, ViewsSource) else [],
+        unnamed=source.unnamed if isinstance(source, ViewsSource) else [],
+        sizes=dict(sorted(sizes.items(), key=lambda item: (-len(item[1]), item[0]))),
+        turned=[names[i] for i, header in headers.items() if header.rotated],
+        clear=clear if len(clear) < len(headers) else [],
+        blurred=[names[i] for i, value in sharp.items() if value < low],
+        alone=alone,
+    )
+
+
+def _seen(views: Viewpoints) -> list[str]:
+    """What a terminal is told of views of one scene."""
+    out = [] if views.cameras is None else [f"  {views.cameras} views with their cameras"]
+    out += _listed("frames cannot be used", [f"{name}: {why}" for name, why in views.faults])
+    out += _listed("pictures have no camera, and are left out", views.unnamed)
+    commonest, *others = list(views.sizes) or [""]
+    other = [f"{name}: {size}" for size in others for name in views.sizes[size]]
+    out += _listed(f"are not {commonest}, as the others are", other)
+    out += _listed("are turned upright by EXIF", views.turned)
+    out += _listed("have transparency, which the others have not", views.clear)
+    out += _listed("are blurred, against the others", views.blurred)
+    return out
+
+
+def _of_views(report: Report, views: Viewpoints) -> list[str]:
+    """What to do about views of one scene."""
+    out = []
+    if views.faults:
+        tables = " and ".join(name for name, _ in TABLES if (Path(report.path).expanduser() / name).is_file())
+        out.append(
+            f"{len(views.faults)} frames of {tables} cannot be used, and training refuses all of them: mend or remove "
+            "them there. Without the file the pictures are views of unknown pose"
+        )
+    if views.alone:
+        out.append(views.alone)
+    elif report.usable == 1:
+        out.append("one photograph shows no depth: take 20 or more, from all sides")
+    elif 1 < report.usable < _FEW_VIEWS:
+        out.append(f"{report.usable} views are few: {_FEW_VIEWS} or more, from all sides, determine a shape")
+    if len(views.sizes) > 1:
+        shapes = {round(w / h, 2) for w, h in (map(int, size.split("x")) for size in views.sizes)}
+        crop = ", and the crop to a square gives them different fields of view" if len(shapes) > 1 else ""
+        if views.cameras is None and crop:
+            out.append(
+                f"the views have {len(views.sizes)} sizes{crop}: one focal length is learned for all, so take all with "
+                "one camera, held alike"
+            )
+    if views.turned and len(views.turned) < report.usable:
+        out.append(
+            f"{len(views.turned)} of {report.usable} views are turned upright by EXIF: right if the phone was turned, "
+            "wrong if it noted a turn that was none; look at them"
+        )
+    if views.clear:
+        out.append(
+            "some views are cut out and others are not: a field cannot have a ground that comes and goes; cut out all "
+            "or none"
+        )
+    if views.blurred:
+        out.append(f"{len(views.blurred)} views are blurred: leave them out, a scene learns their blur")
+    return out
 
 
 def _copies(digests: Sequence[tuple[int, bytes]]) -> list[list[int]]:
@@ -300,6 +444,26 @@ def _alike(candidates: Sequence[int], found: Sequence[_Finding]) -> list[list[in
     return list(groups.values())
 
 
+def _same_views(candidates: Sequence[int], found: Sequence[_Finding]) -> list[list[int]]:
+    """Groups of views that hardly differ from the first of their group.
+
+    Every two are compared: views are few, and the plain ground that many lie on leaves their hashes to chance.
+    """
+    seen = {i: thumbnail for i in candidates if (thumbnail := found[i].thumbnail) is not None}
+    if not seen:
+        return []
+    shown, small = list(seen), np.stack(list(seen.values())).astype(np.int16).reshape(len(seen), -1)
+    left, groups = np.ones(len(shown), dtype=bool), []
+    for row in range(len(shown)):
+        if left[row]:
+            later = np.flatnonzero(left[row:]) + row
+            same = later[np.abs(small[later] - small[row]).mean(1) < _ALIKE_VIEWS]
+            left[same] = False
+            if len(same) > 1:
+                groups.append([shown[i] for i in same])
+    return groups
+
+
 def _difference(a: _Finding, b: _Finding) -> float:
     assert a.thumbnail is not None
     assert b.thumbnail is not None
@@ -332,7 +496,7 @@ def _suggestions(report: Report, source: Source) -> list[str]:
         )
     elif report.bad:
         out.append("the bad files will be left out; remove them to be rid of the warning")
-    if not report.images:
+    if not report.images and not (report.views and report.views.faults):
         out.append(f"no images found: looked for {', '.join(sorted(EXTENSIONS))}")
     passed_over = _unread()
     if unread := {s: n for s, n in report.others.items() if s in passed_over}:
@@ -347,6 +511,8 @@ def _suggestions(report: Report, source: Source) -> list[str]:
         )
     if report.cropped > 0.1 * max(1, report.usable):
         out.append("many pictures are far from square: crop them to their subjects first")
+    if report.views is not None:
+        out += _of_views(report, report.views)
     repeated = sum(len(group) - 1 for group in report.duplicates + report.alike)
     if repeated:
         leak = f"; {report.leaks} groups lie across splits, which flatters scores" if report.leaks else ""
@@ -369,9 +535,10 @@ def _suggestions(report: Report, source: Source) -> list[str]:
                 f"{'have' if len(lone) > 1 else 'has'} one picture or none ({_few(lone, ', ')}), which no other can "
                 f"share: join {'them' if len(lone) > 1 else 'it'} to another value, or add pictures"
             )
-    if 0 < report.usable < 500:
+    if 0 < report.usable < 500 and report.views is None:
         out.append(
-            f"{report.usable} images are few: a generator will memorise them; 1,000 or more are better"
+            f"{report.usable} images are few: a generator will memorise them; 1,000 or more are better "
+            "(`--views` judges them as views of one scene)"
         )
     if report.usable and not all(report.splits[name] for name in SPLITS):
         out.append("a split is empty: sub-folders train, val and test decide it for yourself")

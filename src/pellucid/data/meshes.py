@@ -45,18 +45,18 @@ def arrangement(name: str) -> tuple[Placed, ...]:
     if name == "views-duck":
         return (Placed(path=duck, turn=20.0),)
     return (
-        Placed(path=block, y_up=False, height=0.8, turn=12.0),
-        Placed(path=duck, height=0.8, turn=-50.0, at=(0.0, 0.0, 0.8)),
-        Placed(path=domino, y_up=False, height=0.95, turn=70.0, at=(-0.56, 0.1, 0.0)),
-        Placed(path=mug, y_up=False, height=0.62, turn=235.0, at=(0.12, -0.62, 0.0), colour=(0.2, 0.5, 0.75)),
-        Placed(path=brick, height=0.42, turn=35.0, at=(0.22, 0.64, 0.0), colour=(0.82, 0.15, 0.14)),
+        Placed(path=block, y_up=False, height=0.66, turn=12.0),
+        Placed(path=duck, height=0.76, turn=-50.0, at=(0.0, 0.0, 0.66)),
+        Placed(path=domino, y_up=False, height=0.95, turn=75.0, at=(-0.47, 0.04, 0.0)),
+        Placed(path=mug, y_up=False, height=0.5, turn=250.0, at=(0.1, -0.58, 0.0), colour=(0.2, 0.5, 0.75)),
+        Placed(path=brick, height=0.34, turn=20.0, at=(0.04, 0.6, 0.0), colour=(0.82, 0.15, 0.14)),
     )  # fmt: skip
 
 
 class Meshes:
     """What rays meet among models, which are moved and scaled together.
 
-    The middle of the box around them comes to the origin, and their farthest corner to a distance of `_EXTENT`.
+    The middle of the smallest ball around them comes to the origin, and that ball to a radius of `_EXTENT`.
 
     Attributes:
         vertices, faces: (V, 3) and (F, 3) of all of them, once moved.
@@ -70,7 +70,7 @@ class Meshes:
         trimesh = _needed("trimesh")
         models = [_Model.of(part, trimesh) for part in placed]
         vertices = np.concatenate([model.vertices for model in models])
-        vertices = vertices - (vertices.min(0) + vertices.max(0)) / 2
+        vertices = vertices - _middle(vertices)
         self.vertices = vertices * (_EXTENT / np.linalg.norm(vertices, axis=1).max())
         starts = np.cumsum([0, *(len(model.vertices) for model in models)])
         self.faces = np.concatenate(
@@ -165,6 +165,18 @@ class _Model:
         upper = self.texture[top, left] * (1 - a) + self.texture[top, right] * a
         lower = self.texture[low, left] * (1 - a) + self.texture[low, right] * a
         return upper * (1 - b) + lower * b
+
+
+def _middle(points: np.ndarray, steps: int = 1000) -> np.ndarray:
+    """(3,) of the smallest ball around points (P, 3), to about 1 / sqrt(steps) of its radius.
+
+    By ever smaller steps towards the farthest (Badoiu and Clarkson, "Smaller core-sets for balls", 2003).
+    """
+    middle = (points.min(0) + points.max(0)) / 2
+    for step in range(1, steps + 1):
+        away = points - middle
+        middle = middle + away[(away * away).sum(1).argmax()] / (step + 1)
+    return middle
 
 
 def _barycentric(a: np.ndarray, b: np.ndarray, c: np.ndarray, at: np.ndarray) -> np.ndarray:

@@ -26,8 +26,8 @@ from pellucid.data.views import SPREAD, Scene, Views, look_at, radius_of, rays
 VIEWS = {
     "views-boxes": "a thing of textured boxes from all around, with cameras and depth",
     "views-forward": "boxes before a wall, through a small window, with cameras and depth",
-    "views-duck": "a textured model of a duck from all around, with cameras and depth (fetched)",
-    "views-still": "a still life of five models from all around, with cameras and depth (fetched)",
+    "views-duck": "a textured model of a duck, with cameras and depth (fetched; needs pellucid[views])",
+    "views-still": "a still life of five models, with cameras and depth (fetched; needs pellucid[views])",
 }
 LENGTHS: dict[Split, int] = {"train": 64, "val": 8, "test": 16}
 """Views in each split."""

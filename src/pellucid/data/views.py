@@ -57,7 +57,7 @@ _MIDDLE = 0.02
 """A principal point farther from the middle than this share of the side is told."""
 _STRAIGHT = 0.01
 """A coefficient of lens distortion above this is told."""
-_PARALLEL = 0.8
+_PARALLEL = 0.9
 """Mean of unit vectors: longer than this, and they point one way."""
 _log = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ def normalised(cameras: np.ndarray, focal: np.ndarray) -> tuple[np.ndarray, bool
     """Cameras (N, 4, 4) with focal lengths (N,) in the world of this module -> cameras, and whether they face forward.
 
     Any similarity of all cameras gives the same result. Cameras face forward where they look one way and stand upright
-    alike; an arc of up to 120 degrees does. Around a thing, the origin is the point nearest to all their axes (least
+    alike; an arc of up to 90 degrees does. Around a thing, the origin is the point nearest to all their axes (least
     squares), up is at right angles to what is right of each of them, and the first camera's right points along y. So a
     set whose cameras do not roll is turned about its vertical axis alone.
 
