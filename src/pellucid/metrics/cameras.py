@@ -1,7 +1,7 @@
 """How far found cameras are from true ones, once the freedom that pictures leave is taken out.
 
-Pictures say nothing of where the world's origin lies, how it is turned and how large it is: cameras are compared after the
-similarity that fits their places best (Umeyama, "Least-squares estimation of transformation parameters between two
+Pictures say nothing of where the world's origin lies, how it is turned and how large it is: cameras are compared after
+the similarity that fits their places best (Umeyama, "Least-squares estimation of transformation parameters between two
 point patterns", 1991). Cameras are (N, 4, 4) from camera to world, see `pellucid.cameras`.
 """
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from pellucid.cameras import on_sphere, rigid, rotation
+from pellucid.cameras import on_sphere, product, rigid, rotation
 from pellucid.methods.base import Stage, resolve
 from pellucid.methods.radiance import Radiance, ViewConfig, camera_control, chosen_rays
 from pellucid.types import Batch, Sample
@@ -60,7 +60,7 @@ class NeRF(Radiance):
         """The learned cameras (B, 4, 4) of training pictures (B,)."""
         assert self.moves is not None
         move = self.moves[which]
-        return self.first @ rigid(rotation(move[:, :3]), move[:, 3:])
+        return product(self.first, rigid(rotation(move[:, :3]), move[:, 3:]))
 
     def stages(self) -> tuple[Stage, ...]:
         return (Fitting(self),)

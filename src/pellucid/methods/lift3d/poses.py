@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pellucid.cameras import on_sphere, rigid, rotation
+from pellucid.cameras import on_sphere, product, rigid, rotation
 from pellucid.nets.blocks import zeroed
 
 
@@ -114,4 +114,4 @@ class Single(nn.Module):
 def moved(first: Tensor, move: Tensor) -> Tensor:
     """Cameras (B, 4, 4): `first` (4, 4) or (B, 4, 4), turned by an axis-angle and moved, both (B, 3) of `move` and in
     the camera's own axes."""
-    return first @ rigid(rotation(move[:, :3]), move[:, 3:])
+    return product(first, rigid(rotation(move[:, :3]), move[:, 3:]))
