@@ -76,13 +76,19 @@ def rotation(axis_angle: Tensor) -> Tensor:
     x, y, z = axis_angle.unbind(-1)
     zero = torch.zeros_like(x)
     cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
-    return torch.eye(3, dtype=cross.dtype, device=cross.device) + a * cross + b * (cross @ cross)
+    return torch.eye(3, dtype=cross.dtype, device=cross.device) + a * cross + b * product(cross, cross)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Small matrices (*B, N, K) and (*B, K, M) -> (*B, N, M), in their own precision under autocast too: three digits,
+    which is what bfloat16 has, are too few for where a ray goes."""
+    return (a[..., None] * b[..., None, :, :]).sum(-2)
 
 
 def moved(first: Tensor, move: Tensor) -> Tensor:
     """Cameras (B, 4, 4): `first` (4, 4) or (B, 4, 4), turned by an axis-angle and moved, both (B, 3) of `move` and in
     the camera's own axes."""
-    return first @ rigid(rotation(move[:, :3]), move[:, 3:])
+    return product(first, rigid(rotation(move[:, :3]), move[:, 3:]))
 
 
 def pixels(size: int, *, device: torch.device | None = None) -> Tensor:
@@ -102,7 +108,7 @@ def rays(cameras: Tensor, focal: Tensor | float, at: Tensor) -> tuple[Tensor, Te
     across, down = ((at[..., i] - 0.5) / focal for i in (0, 1))
     across, down = torch.broadcast_tensors(across.expand(len(cameras), -1), down)
     own = F.normalize(torch.stack([across, -down, -torch.ones_like(across)], -1), dim=-1)
-    directions = own @ cameras[:, :3, :3].transpose(1, 2)
+    directions = product(own, cameras[:, :3, :3].transpose(1, 2))
     return cameras[:, None, :3, 3].expand_as(directions), directions
 
 
@@ -152,10 +158,12 @@ def between(a: Tensor, b: Tensor, n: int) -> Tensor:
 
 def _axis_angle(matrix: Tensor) -> Tensor:
     """(3,), the axis times the angle of a rotation (3, 3), half turns included."""
-    _values, vectors = torch.linalg.eigh((matrix + matrix.T).double())
-    axis = vectors[:, -1].to(matrix.dtype)  # the only one that stays
     skew = torch.stack(
         [matrix[2, 1] - matrix[1, 2], matrix[0, 2] - matrix[2, 0], matrix[1, 0] - matrix[0, 1]]
     )
-    axis = torch.where((axis * skew).sum() < 0, -axis, axis)
-    return axis * torch.atan2(skew.norm(), matrix.trace() - 1)
+    angle = torch.atan2(skew.norm(), matrix.trace() - 1)
+    # the skew part is exact for small turns and vanishes at half ones, where the axis is the only thing that stays
+    _values, vectors = torch.linalg.eigh((matrix + matrix.T).double())
+    stays = vectors[:, -1].to(matrix.dtype)
+    stays = torch.where((stays * skew).sum() < 0, -stays, stays)
+    return angle * torch.where(angle < 2, F.normalize(skew, dim=0, eps=1e-30), stays)

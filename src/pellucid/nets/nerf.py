@@ -224,7 +224,7 @@ class Space:
     """Which part of the world a field is of, and how it is sampled along rays."""
 
     near: float
-    """Distance, along the way the camera looks, at which rays begin."""
+    """Distances along rays at which these begin and end."""
     far: float
     forward: bool = False
     """In front of the cameras, to any distance, seen through the normalised device coordinates of a camera at the
@@ -288,7 +288,8 @@ def shares(density: Tensor, lengths: Tensor) -> Tensor:
     sum is 1 - exp(-sum sigma delta), to rounding.
     """
     stopped = density * lengths
-    before = torch.cumsum(stopped, -1) - stopped
+    # not cumsum - stopped: after a piece without end nothing of what lies before would be left of that
+    before = F.pad(torch.cumsum(stopped[..., :-1], -1), (1, 0))
     return torch.exp(-before) * -torch.expm1(-stopped)
 
 
@@ -306,7 +307,8 @@ class Occupancy(nn.Module):
         """Ask the field at a random place of every cell; what was seen there before fades."""
         side, device = len(self.peak), self.peak.device
         corner = torch.stack(torch.meshgrid(*[torch.arange(side)] * 3, indexing="ij"), -1).view(-1, 3)
-        place = ((corner + torch.rand(corner.shape, generator=rng)) / side * 2 - 1).to(device)
+        within = torch.rand(corner.shape, generator=rng, device=rng.device).to(device)
+        place = (corner.to(device) + within) / side * 2 - 1
         density, _ = field(place, torch.zeros_like(place))
         self.peak.copy_(
             torch.maximum(torch.nan_to_num(self.peak, posinf=0.0) * decay, density.view_as(self.peak))
@@ -347,10 +349,10 @@ def render(
     asked = points.flatten(0, 1).index_select(0, chosen)
     seen = directions[:, None].expand_as(points).flatten(0, 1).index_select(0, chosen)
     found, shown = field(asked, seen)
-    density = points.new_zeros(flat.shape).index_copy(0, chosen, found.float()).view(middle.shape)
+    density = points.new_zeros(flat.shape).index_copy(0, chosen, found.to(points.dtype)).view(middle.shape)
     colour = (
         points.new_zeros(*flat.shape, shown.shape[1])
-        .index_copy(0, chosen, shown.float())
+        .index_copy(0, chosen, shown.to(points.dtype))
         .view(*middle.shape, -1)
     )
     lengths = ends.diff(dim=-1)
@@ -362,8 +364,9 @@ def render(
     left = (1 - opacity)[:, None]
     gathered = (weights[..., None] * colour).sum(1)
     if background == "random":
-        drawn = torch.rand(gathered.shape, generator=rng).to(gathered) * 2 - 1 if rng is not None else 0.0
-        gathered = gathered + left * drawn
+        if rng is not None:
+            drawn = torch.rand(gathered.shape, generator=rng, device=rng.device).to(gathered)
+            gathered = gathered + left * (drawn * 2 - 1)
     elif background != "none":
         gathered = gathered + left * (1.0 if background == "white" else -1.0)
     depth = (weights * middle).sum(-1) + left[:, 0] * ends[:, -1]

@@ -143,7 +143,8 @@ class Lift3D(Radiance):
     def posed(self, x_t: Tensor, t: Tensor) -> Poses:
         """Noisy views (B, C, H, W) at times (B,) -> their cameras and scores."""
         h, _ = self.encoder(x_t, self.time(t))
-        poses: Poses = self.poses(h.flatten(1).float())
+        with torch.autocast(h.device.type, enabled=False):  # three digits are too few for an angle
+            poses: Poses = self.poses(h.flatten(1).float())
         return poses
 
     def best(self, poses: Poses) -> Tensor:
