@@ -127,7 +127,7 @@ class Lift3D(Radiance):
             "image": Control(kind="image", help="a photograph: the view from where it was taken"),
             **camera_control(),
         }  # fmt: skip
-        self.readouts = view_readouts() | {
+        self.readouts = view_readouts(config.view) | {
             "scores": Readout(kind="shares", shape=(self.candidates,), help="which candidate the camera is")
         }
 
@@ -172,9 +172,11 @@ class Lift3D(Radiance):
         t = torch.full((len(x),), READ_AT if self.config.noisy else 0.0, device=x.device)
         return self.posed(self.noised(x, t, rng) if self.config.noisy else x, t)
 
-    def _described(self, cameras: Tensor, scores: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def _described(
+        self, cameras: Tensor, scores: Tensor | None, size: int | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """What cameras see, and the readouts."""
-        images, depth, opacity = self.pictures(cameras)
+        images, depth, opacity = self.pictures(cameras, size=size)
         if scores is None:
             scores = images.new_zeros(len(images), self.candidates)
         told = {"camera": cameras.flatten(1), "depth": depth, "opacity": opacity, "scores": scores.softmax(1)}
@@ -202,7 +204,7 @@ class Lift3D(Radiance):
             cameras, scores = self.best(poses), poses.scores
         else:
             cameras, scores = self._drawn(x_T, use)
-        images, told = self._described(cameras, scores)
+        images, told = self._described(cameras, scores, use["render_size"])
         return Sample(images=images, readouts=told, controls=self.said(use))
 
     def _drawn(self, x_T: Tensor, use: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
