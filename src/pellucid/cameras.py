@@ -91,10 +91,16 @@ def moved(first: Tensor, move: Tensor) -> Tensor:
     return product(first, rigid(rotation(move[:, :3]), move[:, 3:]))
 
 
-def pixels(size: int, *, device: torch.device | None = None) -> Tensor:
-    """The middles of the pixels of a square picture, row by row: (size^2, 2), across and down, in [0, 1]."""
+def pixels(size: int, width: int | None = None, *, device: torch.device | None = None) -> Tensor:
+    """The middles of the pixels of a picture, row by row: (height width, 2), across and down.
+
+    A square's lie in [0, 1]. One of another width, `size` being the height, keeps its middle at 1/2: lengths count in
+    heights, and so does then the focal length.
+    """
+    wide = size if width is None else width
     middles = (torch.arange(size, device=device) + 0.5) / size
-    down, across = torch.meshgrid(middles, middles, indexing="ij")
+    columns = (torch.arange(wide, device=device) + 0.5 * (1 + size - wide)) / size
+    down, across = torch.meshgrid(middles, columns, indexing="ij")
     return torch.stack([across, down], -1).flatten(0, 1)
 
 
@@ -148,7 +154,26 @@ def spiral(n: int, *, low: float, high: float, radius: float, turns: float = 2.0
 def between(a: Tensor, b: Tensor, n: int) -> Tensor:
     """n cameras (n, 4, 4) from a to b, (4, 4) each, ends included: evenly by the screw's rotation, and its distance
     from the origin; for cameras that look at the origin all between do, too."""
-    share = torch.linspace(0, 1, n, dtype=a.dtype, device=a.device)
+    return _between(a, b, torch.linspace(0, 1, n, dtype=a.dtype, device=a.device))
+
+
+def along(cameras: Tensor, n: int) -> Tensor:
+    """n cameras (n, 4, 4), evenly by number from the first of some (F, 4, 4) to the last: those themselves where n is
+    F, and `between` neighbours otherwise."""
+    at = torch.linspace(0, len(cameras) - 1, n, dtype=torch.float64)
+    first = at.round().long()
+    first = torch.where((at - first).abs() < 1e-9, first, at.long())
+    found = []
+    for i, share in zip(first.tolist(), (at - first).tolist(), strict=True):
+        near = share < 1e-9
+        found.append(
+            cameras[i] if near else _between(cameras[i], cameras[i + 1], cameras.new_tensor([share]))[0]
+        )
+    return torch.stack(found)
+
+
+def _between(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
+    """Cameras (S, 4, 4) so far, (S,) from 0 to 1, on the way from a to b."""
     turn = _axis_angle(b[:3, :3] @ a[:3, :3].T)
     turned = rotation(share[:, None] * turn)  # (n, 3, 3)
     whole = rotation(turn)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from pellucid.data.decode import decode, upright_rgb
 from pellucid.data.images import to_uint8, to_unit
 from pellucid.data.sources import FolderSource
 from pellucid.methods.base import Method, resolve
+from pellucid.methods.radiance import Radiance
+from pellucid.paths import cameras_of
 from pellucid.recipes import Recipe, build, recipe_from_json
 from pellucid.train.checkpoint import load_weights, read_safetensors
 from pellucid.train.trainer import check_seed, device_of
@@ -121,23 +123,32 @@ class Model:
         if n < 1:
             raise ValueError(f"n is {n}; ask for at least one image")
         check_seed(seed)
-        given = self.opened(controls)
+        given = self.opened(controls, n=n, seed=seed)
         resolve(self.controls, given)
+        for name in self._of_kind("cameras", given):
+            if len(given[name]) not in (1, n):
+                raise ValueError(
+                    f"{name} is {len(given[name])} cameras for {n} images: give one, or one for each"
+                )
+        texts = {
+            k: str(controls[k]) for k in self._of_kind("cameras", given) if not hasattr(controls[k], "shape")
+        }
         rng = torch.Generator().manual_seed(seed)
 
         def of(name: str, value: Any, start: int) -> Any:
-            """A part's share of a picture for each image; one picture for all is every part's, and so are examples."""
+            """A part's share of what there is one of for each image; one for all is every part's, as are examples."""
             share = lambda x: x[start : start + batch] if len(x) == n else x
-            if value is None or self.controls[name].kind not in ("image", "images"):
+            if value is None or self.controls[name].kind not in ("image", "images", "cameras"):
                 return value
             return {k: share(v) for k, v in value.items()} if isinstance(value, Mapping) else share(value)
 
-        return (
+        made = (
             self.method.sample(min(batch, n - i), rng, **{k: of(k, v, i) for k, v in given.items()})
             for i in range(0, n, batch)
         )
+        return (replace(s, controls=dict(s.controls) | texts) if texts else s for s in made)
 
-    def opened(self, controls: Mapping[str, Any]) -> dict[str, Any]:
+    def opened(self, controls: Mapping[str, Any], *, n: int = 1, seed: int = 0) -> dict[str, Any]:
         """Controls with the pictures among them as the tensors that methods take; opened once, they can be used often.
 
         A picture is a path, a PIL picture, an array or a tensor (C, H, W), and becomes (1, C, H, W) at the model's
@@ -148,6 +159,8 @@ class Model:
                       where an "=" follows before the next comma: a path with a comma and then an "=" needs the mapping
             pictures  takes a folder, which stands for every picture below it as in training, a list of pictures, or a
                       tensor (N, C, H, W)
+            cameras   takes what `pellucid.paths` says, and becomes (n, 4, 4): one path for all n images; photographs
+                      are read with `seed`
 
         All others stay as they are. Raises BadImage, a ValueError, for what is no picture, and ValueError for a folder
         without any and a part that is given twice; `methods.base.resolve` refuses what else is wrong.
@@ -163,7 +176,33 @@ class Model:
                 found[name] = self._each(name, control, value)
             elif control.kind == "pictures":
                 found[name] = self._all(name, value)
+            elif control.kind == "cameras":
+                found[name] = self._cameras(name, value, n, seed)
         return found
+
+    def _of_kind(self, kind: str, given: Mapping[str, Any]) -> list[str]:
+        """The controls of a kind that are set."""
+        return [k for k, v in given.items() if v is not None and self.controls[k].kind == kind]
+
+    def _cameras(self, name: str, value: Any, n: int, seed: int) -> Any:
+        """A text or a tensor (4, 4) -> (n or 1, 4, 4); what is neither passes."""
+        if isinstance(value, Tensor) and value.shape == (4, 4):
+            return value[None]
+        if not isinstance(value, str | Path):
+            return value
+        assert isinstance(self.method, Radiance)
+
+        def posed(photograph: Path) -> Tensor:
+            camera = next((k for k, r in self.readouts.items() if r.kind == "camera"), None)
+            if camera is None:
+                raise ValueError(
+                    f"{name} is {str(value)!r}, and {self.recipe.method} does not read from where a photograph was "
+                    f"taken: give a path such as orbit, or a transforms.json"
+                )
+            square = self._square(photograph)
+            return self.method.read(square, torch.Generator().manual_seed(seed))[camera].view(4, 4)
+
+        return cameras_of(name, str(value), n, self.method, posed)
 
     def read(self, image: Picture, *, seed: int = 0, **controls: Any) -> Reading:
         """What the model finds in one picture of any mode and size; masks come at its own size.

@@ -136,7 +136,7 @@ class Control:
         if self.kind == "pictures":
             return "a folder of pictures"
         if self.kind == "cameras":
-            return "orbit, spiral, a.png,b.png or a transforms.json"
+            return "cameras: orbit, spiral, a.png,b.png or FILE.json"
         if self.kind == "choice":
             return f"choice of {', '.join(self.choices)}"
         return self.kind + span
@@ -148,11 +148,14 @@ class Readout:
 
     `masks` are probabilities over K regions, (K, H, W), that sum to 1 at each pixel; `shares` are
     K numbers that sum to 1; `bits` are the probabilities that each of n switches is on; a `map` is a number at each
-    pixel; `vector` is anything else of fixed length, its entries named by `names` where they have names.
+    pixel; a `camera` is 16 numbers, a matrix from camera to world row by row, as `pellucid.cameras` has them; `vector`
+    is anything else of fixed length, its entries named by `names` where they have names.
     """
 
-    kind: Literal["masks", "shares", "bits", "map", "vector"]
+    kind: Literal["masks", "shares", "bits", "map", "camera", "vector"]
     help: str
     shape: tuple[int | str, ...]
     """Without the batch axis; a letter stands for a size that follows the image ("H", "W")."""
     names: tuple[str, ...] = ()
+    span: tuple[float, float] = (0.0, 1.0)
+    """Between which the numbers of a map lie."""

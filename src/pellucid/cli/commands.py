@@ -254,6 +254,9 @@ def _cpu_has_bf16() -> bool:
 class Sample:
     """Generate pictures, with whatever the model reads in them.
 
+    With --out NAME.mp4, NAME.gif or NAME.webp a film is written, there, and nothing else: of a model that takes
+    cameras, along a path of them. Small frames are shown in whole pixels, at least 256 wide.
+
     Controls of the model are options too: `--num-steps 100` is `--set num_steps=100`.
 
     Example:  pellucid sample runs/NAME -n 64 --out out/ --num-steps 100
@@ -261,10 +264,17 @@ class Sample:
 
     run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(name="run")]
     """A run folder, an exported folder, or hf:OWNER/NAME."""
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 16
-    """How many."""
+    n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
+    """How many; by default 16, and 120 frames of a film."""
     out: Path = Path("out")
-    """Folder to write into; files that are there are kept."""
+    """Folder to write into, or NAME.mp4, .gif or .webp for a film; files that are there are kept."""
+    path: str | None = None
+    """Of a model that takes cameras, where they go: orbit, orbit:elevation=45, spiral:low=10,high=60,turns=2, two
+    photographs as a.png,b.png, or a transforms.json; the same as --cameras. A film orbits unless told otherwise."""
+    fps: float | None = None
+    """Frames of a film in each second; 30 by default."""
+    show: tuple[str, ...] = ()
+    """What a film shows, side by side: colour, and maps that the model reads, such as depth; colour by default."""
     seed: int = 0
     """The same seed gives the same pictures."""
     settings: Settings = ()
@@ -277,17 +287,24 @@ class Sample:
     """Also write what was made here."""
 
     def run(self) -> None:
+        from pellucid.cli.films import film, is_film
         from pellucid.model import load
 
         model = load(self.run_folder, device=self.device)
         if self.controls:
             list_controls(model)
             return
+        if self.path is not None:
+            self.settings = (*self.settings, f"cameras={self.path}")
         chosen = controls_set(self, model)
         drawable(model)
-        parts = model.parts(self.n, seed=self.seed, **chosen)
         about = {"run": self.run_folder, "seed": self.seed, "set": list(self.settings)}
-        write_samples(model, counted(parts, self.n), writable(self.out), about, self.json)
+        if is_film(self):
+            film(self, model, chosen, about)
+            return
+        n = 16 if self.n is None else self.n
+        parts = model.parts(n, seed=self.seed, **chosen)
+        write_samples(model, counted(parts, n), writable(self.out), about, self.json)
 
 
 @dataclass
@@ -295,9 +312,10 @@ class Read:
     """Read pictures: region masks at each picture's own size, bits, and every other readout.
 
     Writes NAME.json and, of a model that reads masks, NAME-overlay.png and NAME-regions.png (pixel values are region
-    numbers). Of a model that reads bits, several pictures are also sorted by them: codes.csv has each picture's code,
-    the number that its bits make, and codes.png shows some pictures of each. A file that cannot be read is left out,
-    and named at the end.
+    numbers). Of one that reads cameras NAME.json says from where the picture was taken, and maps of numbers, such as
+    depth, are NAME-depth.png, 16 bits deep. Of a model that reads bits, several pictures are also sorted by them:
+    codes.csv has each picture's code, the number that its bits make, and codes.png shows some pictures of each. A file
+    that cannot be read is left out, and named at the end.
 
     Controls that reading takes are options too: `--label cat` is `--set label=cat`.
 
@@ -343,9 +361,13 @@ class Read:
                 failed.append(str(error))
                 continue
             about = {"run": self.run_folder, "seed": self.seed, "picture": path.name, "controls": chosen}
-            name = free(self.out / f"{path.stem}.json", "-overlay.png", "-regions.png").stem
+            beside = ["-overlay.png", "-regions.png", *(f"-{m}.png" for m in map_names(model))]
+            name = free(self.out / f"{path.stem}.json", *beside).stem
             found = described(model, reading.values, probabilities=True)
-            seen = []
+            found |= save_maps(
+                model, reading.values, self.out / f"{name}.json", about | {"readouts": dict(found)}
+            )
+            seen = [_whence(found[k]) for k, r in model.readouts.items() if r.kind == "camera"]
             if reading.masks is not None:
                 labels = reading.labels
                 found["region_pixels"] = np.bincount(labels.flatten(), minlength=len(reading.masks)).tolist()
@@ -880,11 +902,13 @@ def seeded(chosen: dict[str, Any]) -> dict[str, Any]:
 def described(model: Model, values: Mapping[str, Any], *, probabilities: bool = False) -> dict[str, Any]:
     """Readouts of one picture, without those of a size that follows it (masks), as JSON takes them.
 
-    Bits are text ("01011"), with `probabilities` beside it as NAME_probabilities; vectors with names are {name: value}.
+    Bits are text ("01011"); vectors with names are {name: value}; a camera is its matrix and where that stands. With
+    `probabilities` there are also those of bits, as NAME_probabilities, and which share is the largest, NAME_largest.
     """
     from pellucid.model import digits
 
     found: dict[str, Any] = {}
+    focal = getattr(model.method, "focal", None)
     for key, value in values.items():
         if value.ndim > 1:
             continue
@@ -893,11 +917,60 @@ def described(model: Model, values: Mapping[str, Any], *, probabilities: bool = 
             found[key] = digits(value)
             if probabilities:
                 found[f"{key}_probabilities"] = value.tolist()
+        elif readout.kind == "camera":
+            found[key] = posed(value.view(4, 4)) | ({} if focal is None else {"focal": focal.item()})
+        elif readout.kind == "shares" and probabilities:
+            found |= {key: value.tolist(), f"{key}_largest": int(value.argmax())}
         elif readout.names:
             found[key] = dict(zip(readout.names, value.tolist(), strict=True))
         else:
             found[key] = value.tolist()
     return found
+
+
+def _whence(camera: Mapping[str, Any]) -> str:
+    return f"azimuth {camera['azimuth']:.0f}, elevation {camera['elevation']:.0f} degrees, {camera['radius']:.2f} away"
+
+
+def posed(camera: Any) -> dict[str, Any]:
+    """A camera (4, 4) as JSON takes it: the matrix, what it is, and where it stands as seen from the origin."""
+    import math
+
+    from pellucid.cameras import angles_of
+
+    azimuth, elevation = (math.degrees(angle) for angle in angles_of(camera))
+    return {
+        "matrix": camera.tolist(),
+        "convention": "camera to world (x right, y up, looks along -z); focal in sides of the centre square",
+        "azimuth": azimuth,
+        "elevation": elevation,
+        "radius": camera[:3, 3].norm().item(),
+    }
+
+
+def map_names(model: Model) -> tuple[str, ...]:
+    """The readouts that are a number at each pixel."""
+    return tuple(name for name, readout in model.readouts.items() if readout.kind == "map")
+
+
+def save_maps(
+    model: Model, values: Mapping[str, Any], path: Path, about: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Write each map (H, W) of one picture as NAME-MAP.png, 16 bits deep, beside `path`; -> how JSON names them."""
+    from pellucid.train.preview import save_png, sixteen_bits
+
+    told: dict[str, dict[str, Any]] = {}
+    for name in map_names(model):
+        low, high = model.readouts[name].span
+        place = path.with_name(f"{path.stem}-{name}.png")
+        told[name] = {
+            "file": place.name,
+            "low": low,
+            "high": high,
+            "number": "low + (high - low) * pixel / 65535",
+        }
+        save_png(place, sixteen_bits(values[name], (low, high)), dict(about) | {name: told[name]})
+    return told
 
 
 def write_codes(
@@ -956,6 +1029,7 @@ def write_samples(
     readouts: list[dict[str, Any]] = []
     sheet: list[torch.Tensor] = []
     first, shown = None, 0
+    beside = [f"-{name}.png" for name in map_names(model)]
     for part in parts:
         first = first or part
         about = about | {"controls": dict(part.controls)}
@@ -968,10 +1042,12 @@ def write_samples(
             rows = (colour,) if labels is None else (colour, overlay(images, labels))
             sheet += [t for row in zip(*(r.split(8) for r in rows), strict=True) for t in row]
         for i, pixels in enumerate(to_uint8(colour)):
-            readouts.append(described(model, {k: v[i] for k, v in part.readouts.items()}))
+            found = {k: v[i] for k, v in part.readouts.items()}
+            readouts.append(described(model, found))
             number = about | {"number": len(files), "readouts": readouts[-1]}
-            path = free(out / f"sample-{len(files):04d}.png", "-regions.png")
+            path = free(out / f"sample-{len(files):04d}.png", "-regions.png", *beside)
             save_png(path, Image.fromarray(pixels), number)
+            readouts[-1] |= save_maps(model, found, path, number)
             files.append(path.name)
             if labels is not None:
                 save_png(path.with_name(f"{path.stem}-regions.png"), indexed(labels[i].numpy()), number)

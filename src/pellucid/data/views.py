@@ -352,17 +352,7 @@ class ViewsSource:
 
     def _frames(self, table: Path, split: Split | None) -> Iterator[tuple[str, Frame]]:
         """(where it is written, frame) of each sound frame; the others are added to `faults`."""
-        try:
-            meta = json.loads(table.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(f"{table} cannot be read: {error.strerror}") from None
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-            raise ValueError(f"{table} is no JSON: {error}") from None
-        if not isinstance(meta, dict) or not isinstance(meta.get("frames"), list) or not meta["frames"]:
-            raise ValueError(f"{table} has no frames: expected an object with a list of at least one")
+        meta = _table(table)
         if (model := meta.get("camera_model", "OPENCV")) not in ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE"):
             raise ValueError(
                 f"{table}: camera_model is {model!r}, and only perspective cameras are read (OPENCV, PINHOLE): "
@@ -474,29 +464,64 @@ def scene_of(cameras: np.ndarray, focal: np.ndarray, *, forward: bool, backgroun
     )
 
 
-def to_transforms(files: Sequence[str], cameras: np.ndarray, focal: np.ndarray, size: int) -> dict[str, Any]:
-    """What `transforms.json` holds of square pictures of `size` pixels: nerfstudio's form, which `ViewsSource` reads.
+def to_transforms(
+    files: Sequence[str], cameras: np.ndarray, focal: np.ndarray, sizes: int | Sequence[tuple[int, int]]
+) -> dict[str, Any]:
+    """What `transforms.json` holds of some pictures: nerfstudio's form, which `ViewsSource` reads.
 
     Args:
         files: a path for each picture, from the folder that the JSON lies in.
         cameras: (N, 4, 4).
-        focal: (N,) sides of the square.
+        focal: (N,) sides of the centre square.
+        sizes: width and height of each picture, pixels; or the side of all, where they are squares.
 
     Raises ValueError where their numbers differ.
     """
-    if not len(files) == len(cameras) == len(focal):
-        raise ValueError(f"{len(files)} files, {len(cameras)} cameras and {len(focal)} focal lengths")
-    shared = {"camera_model": "OPENCV", "w": size, "h": size, "cx": size / 2, "cy": size / 2}
+    whole = [(sizes, sizes)] * len(files) if isinstance(sizes, int) else list(sizes)
+    if not len(files) == len(cameras) == len(focal) == len(whole):
+        raise ValueError(
+            f"{len(files)} files, {len(cameras)} cameras, {len(focal)} focal lengths and {len(whole)} sizes"
+        )
+    of = lambda w, h: {"w": w, "h": h, "cx": w / 2, "cy": h / 2}
+    alike = len(set(whole)) == 1
     frames = [
         {
             "file_path": file,
-            "fl_x": float(f) * size,
-            "fl_y": float(f) * size,
+            **({} if alike else of(*size)),
+            "fl_x": float(f) * min(size),
+            "fl_y": float(f) * min(size),
             "transform_matrix": np.asarray(camera, np.float64).tolist(),
         }
-        for file, camera, f in zip(files, cameras, focal, strict=True)
+        for file, camera, f, size in zip(files, cameras, focal, whole, strict=True)
     ]
-    return {**shared, "frames": frames}
+    return {"camera_model": "OPENCV", **(of(*whole[0]) if alike else {}), "frames": frames}
+
+
+def cameras_in(path: Path) -> np.ndarray:
+    """The cameras (N, 4, 4) of a `transforms.json`, in its order and its own world; its pictures need not be there.
+
+    Raises ValueError for what is no such file, and for a matrix that is no rigid motion.
+    """
+    found = []
+    for number, entry in enumerate(_table(path)["frames"]):
+        try:
+            found.append(_rigid(entry.get("transform_matrix") if isinstance(entry, dict) else None))
+        except ValueError as error:
+            raise ValueError(f"{path}, frame {number}: {error}") from None
+    return np.stack(found)
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """A file of cameras as it is written, with one frame or more. Raises ValueError for anything else."""
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(meta, dict) or not isinstance(meta.get("frames"), list) or not meta["frames"]:
+        raise ValueError(f"{path} has no frames: expected an object with a list of at least one")
+    return meta
 
 
 def _declared(meta: Mapping[str, Any], table: Path) -> dict[str, Split]:

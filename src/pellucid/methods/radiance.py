@@ -6,20 +6,35 @@ B  pictures   R  rays   N  samples along a ray
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pellucid.cameras import moved, orbit, pixels, rays, rigid
+from pellucid.cameras import moved, orbit, pixels, rays, rigid, spiral
 from pellucid.methods.base import Method
 from pellucid.nets.nerf import Background, FieldConfig, Occupancy, Rendered, Space, make_field, render
-from pellucid.types import Control, Readout
+from pellucid.types import Batch, Control, Readout
 
 REFINING = 0.02
 """Adam's rate where a camera is refined: radians and units of the world."""
 SWAY = 0.15
 """How far, as a share of the nearest distance, cameras that look into a scene move aside to show its depth."""
+Options = Mapping[str, tuple[float, float, float]]
+"""Of a path by name: (default, least, greatest)."""
+_START = (0.0, -360.0, 360.0)
+AROUND: Mapping[str, Options] = {
+    "orbit": {"elevation": (30.0, -90.0, 90.0), "start": _START},
+    "spiral": {"low": (10.0, -90.0, 90.0), "high": (60.0, -90.0, 90.0), "turns": (2.0, 0.0, 100.0)},
+}
+"""Paths about an object; angles in degrees."""
+INTO: Mapping[str, Options] = {
+    "orbit": {"sway": (SWAY, 0.0, 10.0), "start": _START},
+    "spiral": {"sway": (SWAY, 0.0, 10.0), "turns": (2.0, 0.0, 100.0)},
+}
+"""Paths before a scene: how far aside, as a share of the nearest distance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +134,19 @@ class Radiance(Method):
 
     @torch.no_grad()
     def pictures(
-        self, cameras: Tensor, *, size: int | None = None, focal: Tensor | None = None
+        self,
+        cameras: Tensor,
+        *,
+        size: int | None = None,
+        width: int | None = None,
+        focal: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Whole pictures from cameras (B, 4, 4): colour (B, C, H, W) in [-1, 1], depth (B, H, W) along the rays, and
-        opacity (B, H, W), so many rays at a time as `budget` allows. `size` is that of the pictures by default."""
+        opacity (B, H, W), so many rays at a time as `budget` allows. `size` is that of the pictures by default; with a
+        `width` of its own it is their height, in which the focal length then counts."""
         side = size or self.image_shape[-1]
-        at = pixels(side, device=cameras.device)
+        shape = (side, width or side)
+        at = pixels(*shape, device=cameras.device)
         many = max(1, self.view.budget // self.view.fine_samples)
         found: list[tuple[Tensor, Tensor, Tensor]] = []
         for i in range(len(cameras)):
@@ -136,9 +158,7 @@ class Radiance(Method):
             colour, depth, opacity = (
                 torch.cat([getattr(p, k) for p in parts]) for k in ("colour", "depth", "opacity")
             )
-            found.append(
-                (colour.T.unflatten(1, (side, side)), depth.view(side, side), opacity.view(side, side))
-            )
+            found.append((colour.T.unflatten(1, shape), depth.view(shape), opacity.view(shape)))
         colour, depth, opacity = (torch.stack(v) for v in zip(*found, strict=True))
         return colour.clamp(-1, 1), depth, opacity
 
@@ -165,13 +185,36 @@ class Radiance(Method):
         before, after = ((self.pictures(c)[0] - x).square().mean((1, 2, 3)) for c in (cameras, found))
         return torch.where((after < before)[:, None, None], found, cameras)
 
+    @property
+    def paths(self) -> Mapping[str, Options]:
+        """The paths of cameras that `along` knows, with their options."""
+        return INTO if self.view.forward else AROUND
+
+    def along(self, path: str, n: int, **options: float) -> Tensor:
+        """n cameras (n, 4, 4) on one of `paths`: an orbit closes, evenly and no camera twice; a spiral climbs from one
+        elevation to another. Before a scene both are small circles, which in a spiral widen from none."""
+        use = {k: default for k, (default, _, _) in self.paths[path].items()} | options
+        start, turns = math.radians(use.get("start", 0.0)), use.get("turns", 1.0)
+        if self.view.forward:
+            share = torch.arange(n) / n if path == "orbit" else torch.linspace(0, 1, n)
+            turn, wide = start + share * turns * 2 * math.pi, torch.ones(n) if path == "orbit" else share
+            at = torch.stack([turn.cos() * wide, turn.sin() * wide, torch.zeros(n)], 1)
+            found = rigid(torch.eye(3).expand(n, 3, 3), at * (use["sway"] * self.view.near))
+        elif path == "orbit":
+            found = orbit(n, elevation=math.radians(use["elevation"]), radius=self.view.radius, start=start)
+        else:
+            low, high = math.radians(use["low"]), math.radians(use["high"])
+            found = spiral(n, low=low, high=high, radius=self.view.radius, turns=turns)
+        return found.to(self.device)
+
     def around(self, n: int) -> Tensor:
         """n cameras (n, 4, 4) from all around, half-way up; or looking into a scene, on a small circle."""
-        if not self.view.forward:
-            return orbit(n, elevation=math.radians(30), radius=self.view.radius).to(self.device)
-        turn = torch.arange(n, device=self.device) * (2 * math.pi / n)
-        at = torch.stack([turn.cos(), turn.sin(), torch.zeros_like(turn)], 1) * (SWAY * self.view.near)
-        return rigid(torch.eye(3, device=self.device).expand(n, 3, 3), at)
+        return self.along("orbit", n)
+
+    @torch.no_grad()
+    def seen_from(self, batch: Batch, rng: torch.Generator, **controls: Any) -> Tensor:
+        """The cameras (B, 4, 4) from which training pictures were taken, as far as the method knows."""
+        return self.read(batch.x0.to(self.device), rng, **controls)["camera"].view(-1, 4, 4)
 
     def after_views(self, step: int) -> None:
         """What follows a training step: more detail, and a look at where nothing is."""
@@ -190,15 +233,18 @@ def chosen_rays(x0: Tensor, count: int, rng: torch.Generator) -> tuple[Tensor, T
     return at, x0.flatten(2).transpose(1, 2).gather(1, chosen[..., None].expand(-1, -1, x0.shape[1]))
 
 
-def view_readouts() -> dict[str, Readout]:
+def view_readouts(view: ViewConfig) -> dict[str, Readout]:
     return {
         "camera": Readout(
-            kind="vector",
+            kind="camera",
             shape=(16,),
             help="from camera to world, row by row (OpenGL axes: x right, y up, looks along -z)",
         ),
         "depth": Readout(
-            kind="map", shape=("H", "W"), help="distance along each ray at which its light was stopped"
+            kind="map",
+            shape=("H", "W"),
+            help="distance along each ray at which its light was stopped",
+            span=(view.near, view.far),
         ),
         "opacity": Readout(kind="map", shape=("H", "W"), help="share of the light that was stopped"),
     }
@@ -209,5 +255,8 @@ def camera_control() -> dict[str, Control]:
         "cameras": Control(
             kind="cameras",
             help="where to look from: orbit, spiral, two photographs as a.png,b.png, or a transforms.json",
-        )
+        ),
+        "render_size": Control(
+            kind="int", low=1, high=4096, help="pixels of a side, where not those of the training pictures"
+        ),
     }

@@ -250,6 +250,14 @@ class Space:
         share = (1 / self.near - 1 / depth) / (1 / self.near - 1 / self.far)
         return torch.cat([wide / 1.5, 2 * share - 1], -1)
 
+    def outside(self, points: Tensor) -> Tensor:
+        """Points of the field's cube (..., 3) -> of the world: what `inside` undoes."""
+        if not self.forward:
+            return points * self.bound
+        share = (points[..., 2:] + 1) / 2
+        depth = 1 / (1 / self.near - share * (1 / self.near - 1 / self.far))
+        return torch.cat([points[..., :2] * (1.5 * depth / (2 * self.focal)), -depth], -1)
+
     def distances(
         self, rays: int, samples: int, *, rng: torch.Generator | None, device: torch.device
     ) -> Tensor:

@@ -25,6 +25,13 @@ PALETTE = (
 )  # fmt: skip
 """One colour a region, told apart also in grey; more regions begin again."""
 
+TURBO = (
+    (0.13572138, 4.61539260, -42.66032258, 132.13108234, -152.94239396, 59.28637943),
+    (0.09140261, 2.19418839, 4.84296658, -14.18503333, 4.27729857, 2.82956604),
+    (0.10667330, 12.64194608, -60.58204836, 110.36276771, -89.90310912, 27.34824973),
+)
+"""Red, green and blue of `heat`, as polynomials of the number."""
+
 
 def colours(k: int) -> np.ndarray:
     """(k, 3) uint8."""
@@ -61,6 +68,25 @@ def indexed(labels: np.ndarray) -> Image.Image:
     picture = Image.fromarray(labels.astype(np.uint8), "P")
     picture.putpalette(colours(256).flatten().tolist())
     return picture
+
+
+def heat(values: Tensor, span: tuple[float, float]) -> Tensor:
+    """Maps (N, H, W) of numbers in `span` -> pictures (N, 3, H, W) in [-1, 1]: blue is low, red is high.
+
+    A polynomial of the turbo colour map (Mikhailov, 2019), whose lightness rises and falls once.
+    """
+    low, high = span
+    x = ((values.float() - low) / (high - low)).clamp(0, 1)
+    powers = torch.stack([x**k for k in range(6)], 1)  # (N, 6, H, W)
+    rgb = torch.einsum("ck,nkhw->nchw", torch.tensor(TURBO, device=x.device), powers)
+    return rgb.clamp(0, 1) * 2 - 1
+
+
+def sixteen_bits(values: Tensor, span: tuple[float, float]) -> Image.Image:
+    """A map (H, W) of numbers in `span` as a grey picture: low + (high - low) * pixel / 65535 is the number."""
+    low, high = span
+    levels = ((values.float() - low) / (high - low)).clamp(0, 1).mul(65535).round()
+    return Image.fromarray(levels.cpu().numpy().astype(np.uint16))
 
 
 def save_png(path: Path, picture: Image.Image, made_by: Mapping[str, Any]) -> None:

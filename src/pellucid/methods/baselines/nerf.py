@@ -61,6 +61,20 @@ class NeRF(Radiance):
         assert self.moves is not None
         return moved(self.first, self.moves[which])
 
+    @torch.no_grad()
+    def seen_from(self, batch: Batch, rng: torch.Generator, **controls: Any) -> Tensor:
+        """The cameras (B, 4, 4) of training pictures: the learned ones, or those that come with them."""
+        resolve(self.controls, controls, reading=True)
+        if self.moves is not None:
+            assert batch.index is not None
+            return self.cameras(batch.index.to(self.device))
+        if "camera" not in batch.truth:
+            raise ValueError(
+                "this model learned from known cameras, and these pictures come without any: give a folder with a "
+                "transforms.json"
+            )
+        return batch.truth["camera"].to(self.device)
+
     def stages(self) -> tuple[Stage, ...]:
         return (Fitting(self),)
 
@@ -78,7 +92,8 @@ class NeRF(Radiance):
         use = resolve(self.controls, controls)
         given = use["cameras"]
         cameras = self.around(n) if given is None else given.to(self.device).expand(n, -1, -1)
-        return Sample(images=self.pictures(cameras)[0], controls=self.said(use))
+        images = self.pictures(cameras, size=use["render_size"])[0]
+        return Sample(images=images, controls=self.said(use))
 
 
 class Fitting(Stage):

@@ -131,7 +131,7 @@ class Lift3D(Radiance):
             ),
             **camera_control(),
         }  # fmt: skip
-        self.readouts = view_readouts() | {
+        self.readouts = view_readouts(config.view) | {
             "scores": Readout(kind="shares", shape=(self.candidates,), help="which candidate the camera is")
         }
 
@@ -178,9 +178,11 @@ class Lift3D(Radiance):
         t = torch.full((len(x),), READ_AT if self.config.noisy else 0.0, device=x.device)
         return self.posed(self.noised(x, t, rng) if self.config.noisy else x, t)
 
-    def _described(self, cameras: Tensor, scores: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def _described(
+        self, cameras: Tensor, scores: Tensor | None, size: int | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """What cameras see, and the readouts."""
-        images, depth, opacity = self.pictures(cameras)
+        images, depth, opacity = self.pictures(cameras, size=size)
         if scores is None:
             scores = images.new_zeros(len(images), self.candidates)
         told = {"camera": cameras.flatten(1), "depth": depth, "opacity": opacity, "scores": scores.softmax(1)}
@@ -210,7 +212,7 @@ class Lift3D(Radiance):
         else:
             poses = self.drawn(x_T, levels(use["num_steps"], table=self.config.steps))
             cameras, scores = self.best(poses), poses.scores
-        images, told = self._described(cameras, scores)
+        images, told = self._described(cameras, scores, use["render_size"])
         return Sample(images=images, readouts=told, controls=self.said(use))
 
     @torch.no_grad()
