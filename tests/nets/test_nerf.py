@@ -501,3 +501,14 @@ def test_the_gradient_of_the_warp_is_right():
 def test_numbers_that_mean_nothing_are_refused(made, said):
     with pytest.raises(ValueError, match=said):
         made()
+
+
+def test_a_contracted_space_keeps_directions_and_holds_all_of_the_world():
+    space = Space(near=0.1, far=100.0, contracted=True)
+    rng = torch.Generator().manual_seed(0)
+    points = torch.randn(200, 3, generator=rng, dtype=torch.float64) * torch.logspace(-2, 4, 200)[:, None]
+    seen, far = space.inside(points), points.norm(dim=1)
+    torch.testing.assert_close(seen / seen.norm(dim=1, keepdim=True), points / far[:, None])
+    expected = torch.where(far <= 1, far, 2 - 1 / far) / 2  # Mip-NeRF 360, eq. 10, at half its size
+    torch.testing.assert_close(seen.norm(dim=1), expected)
+    assert seen.norm(dim=1).max() < 1

@@ -52,6 +52,8 @@ class ViewConfig:
     """One focal length, for all pictures, is learned; `focal` is where it begins."""
     forward: bool = False
     """Cameras side by side look into a scene, instead of standing about an object."""
+    surroundings: bool = False
+    """Pictures show what stands about the object, too, to any distance."""
     background: Background = "white"
     field: FieldConfig = field(default_factory=FieldConfig)
     rays: int = 128
@@ -84,7 +86,9 @@ class ViewConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least {least}")
 
     def space(self) -> Space:
-        return Space(near=self.near, far=self.far, forward=self.forward, focal=self.focal)
+        return Space(
+            near=self.near, far=self.far, forward=self.forward, contracted=self.surroundings, focal=self.focal
+        )
 
 
 class Radiance(Method):

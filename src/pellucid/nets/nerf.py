@@ -230,6 +230,9 @@ class Space:
     """In front of the cameras, to any distance, seen through the normalised device coordinates of a camera at the
     origin (Mildenhall et al., 2020, appendix C); otherwise the ball about the origin of radius `bound`."""
     bound: float = 1.0
+    contracted: bool = False
+    """All of the world about the origin: half of the cube is for the ball, and what lies beyond is drawn together into
+    the other half (Barron et al., "Mip-NeRF 360", 2022, eq. 10)."""
     focal: float = 1.0
     """Of the camera of those coordinates (forward)."""
 
@@ -242,6 +245,10 @@ class Space:
 
     def inside(self, points: Tensor) -> Tensor:
         """Points of the world (..., 3) -> of the field's cube."""
+        if self.contracted:
+            points = points / self.bound
+            length = points.norm(dim=-1, keepdim=True).clamp(min=1.0)
+            return points * ((2 - 1 / length) / length) / 2
         if not self.forward:
             return points / self.bound
         depth = -points[..., 2:]
@@ -263,14 +270,14 @@ class Space:
     ) -> Tensor:
         """(R, N + 1) ends of so many pieces of each ray, near to far: even ones, or with a generator stratified ones.
 
-        Even in distance, or in its inverse where the space reaches far (`forward`).
+        Even in distance, or in its inverse where the space reaches far (`forward`, `contracted`).
         """
         ends = torch.linspace(0, 1, samples + 1, device=device).expand(rays, -1)
         if rng is not None:
             moved = torch.rand(rays, samples + 1, generator=rng, device=rng.device).to(device) - 0.5
             moved[:, 0], moved[:, -1] = 0, 0
             ends = ends + moved / samples
-        if self.forward:
+        if self.forward or self.contracted:
             return 1 / (1 / self.near + ends * (1 / self.far - 1 / self.near))
         return self.near + ends * (self.far - self.near)
 

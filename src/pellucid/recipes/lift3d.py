@@ -62,6 +62,7 @@ def view(scale: Scale, data: DataSpec) -> ViewConfig:
         focal=scene.focal or FOCAL,
         learn_focal=scene.focal is None,
         forward=scene.forward,
+        surroundings=scene.background == "scene" and not scene.forward,
         background=background,
         field=field,
         **sampled,
