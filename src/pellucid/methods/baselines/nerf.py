@@ -62,6 +62,10 @@ class NeRF(Radiance):
         move = self.moves[which]
         return self.first @ rigid(rotation(move[:, :3]), move[:, 3:])
 
+    def focal_of(self, batch: Batch) -> Tensor:
+        known = self.moves is None and "focal" in batch.truth
+        return batch.truth["focal"].to(self.device) if known else super().focal_of(batch)
+
     @torch.no_grad()
     def seen_from(self, batch: Batch, rng: torch.Generator, **controls: Any) -> Tensor:
         """The cameras (B, 4, 4) of training pictures: the learned ones, or those that come with them."""
