@@ -227,7 +227,7 @@ class Model:
             x = self._tensor(picture.resize((fitted_w, fitted_h), Image.Resampling.LANCZOS))
         else:
             x = self._square(picture)
-            picture = _centre(picture)
+            picture = centre(picture)
             width, height = picture.size
         rng = torch.Generator().manual_seed(seed)
         found = self.method.read(x, rng, **controls)
@@ -258,7 +258,7 @@ class Model:
         Regions are read again at that size, with those of the controls given that reading takes; outside them not
         one pixel changes. Raises ValueError where the model reads no masks.
         """
-        square = _centre(_open(image))
+        square = centre(_open(image))
         reading = {k: v for k, v in controls.items() if k in self.controls and self.controls[k].reads}
         change = Image.fromarray(np.isin(self.read(square, seed=seed, **reading).labels, regions))
         pasted = []
@@ -351,7 +351,7 @@ def _below(name: str, folder: Path) -> list[Path]:
     return [record.where[0] for record in source.records]
 
 
-def _centre(picture: Image.Image) -> Image.Image:
+def centre(picture: Image.Image) -> Image.Image:
     """The centre square, at its own size."""
     side = min(picture.size)
     left, top = ((v - side) // 2 for v in picture.size)

@@ -24,6 +24,7 @@ from pellucid.cli.commands import (
     Sample,
     Sweep,
     Train,
+    View,
 )
 
 _COMMANDS = {
@@ -38,9 +39,10 @@ _COMMANDS = {
     "reproduce": Reproduce,
     "bench": Bench,
     "export": Export,
+    "view": View,
     "demo": Demo,
 }
-STEERED = ("sample", "read", "edit", "sweep", "evaluate")
+STEERED = ("sample", "read", "edit", "sweep", "evaluate", "export", "view")
 """The commands whose settings are controls of a model, which are options too."""
 
 ABOUT = """Generative models that can be seen into and steered, learned from images that nobody labelled.

@@ -721,27 +721,111 @@ class Bench:
 
 @dataclass
 class Export:
-    """Write a run as a folder to share: safetensors, config and a model card.
+    """Write a run as a folder to share: safetensors, config and a model card; or the scene that it has learned.
+
+    Of a model of a scene: --cameras says from where its training photographs were taken, as nerfstudio reads it;
+    --points are where rays of those cameras end, coloured; --mesh is where the field is dense. Controls that reading
+    takes are options too, for the cameras.
 
     Example:  pellucid export runs/NAME --out my-model
+              pellucid export runs/NAME --cameras transforms.json --points cloud.ply --mesh mesh.obj
     """
 
     run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(name="run")]
     """A run folder."""
-    out: Path
+    out: Path | None = None
     """A folder that is not there yet."""
+    cameras: Path | None = None
+    """FILE.json. A photograph that is no file of its own, or lies turned in its file, is written beside it."""
+    points: Path | None = None
+    """FILE.ply."""
+    mesh: Path | None = None
+    """FILE.ply or FILE.obj."""
+    data: str | None = None
+    """The training photographs, where they are no longer where they were, or other ones of the scene."""
+    density: float | None = None
+    """Of the mesh's surface, per unit of length; by default that of which a tenth stops half of the light."""
+    cells: int = 128
+    """Along each side of the grid in which the mesh's surface is looked for."""
+    view_size: int | None = None
+    """Pixels of a side of the views that points are taken from; by default those of the training pictures."""
+    settings: Settings = ()
+    """Controls that reading takes, each of them also as --NAME VALUE."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
     which: Literal["last", "best"] = "last"
     """Which checkpoint."""
     json: Path | None = None
     """Also write what was exported here."""
 
     def run(self) -> None:
+        from pellucid.cli.exports import export_scene, places
         from pellucid.export import export
+        from pellucid.model import load
 
-        folder = export(self.run_folder, self.out, which=self.which)
-        files = sorted(p.name for p in folder.iterdir())
-        say(f"{folder}: {', '.join(files)}. `pellucid.load({str(folder)!r})` takes it, and so does the hub")
-        written(self.json, {"folder": str(folder), "files": files})
+        scene = places(self)
+        if self.out is None and not scene:
+            raise ValueError(
+                "nothing to write: give --out FOLDER for the model, or of a scene --cameras FILE.json, --points "
+                "FILE.ply, --mesh FILE.obj"
+            )
+        told: dict[str, Any] = {}
+        if self.out is not None:
+            folder = export(self.run_folder, self.out, which=self.which)
+            files = sorted(p.name for p in folder.iterdir())
+            say(
+                f"{folder}: {', '.join(files)}. `pellucid.load({str(folder)!r})` takes it, and so does the hub"
+            )
+            told = {"folder": str(folder), "files": files}
+        if scene:
+            model = load(self.run_folder, device=self.device, which=self.which)
+            told |= export_scene(self, model, controls_set(self, model, reading=True))
+        written(self.json, told)
+
+
+@dataclass
+class View:
+    """Look at the scene of a model in a browser, with the cameras found for its photographs.
+
+    The picture follows the mouse, small at first and then sharp; a photograph that is clicked is looked at from where
+    it was taken. Ends with Ctrl-C.
+
+    Example:  pellucid view runs/NAME --port 8080
+    """
+
+    run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(name="run")]
+    """A run folder, or an exported folder."""
+    port: int = 8080
+    """Where the browser finds it, or the next one that is free."""
+    host: str = "127.0.0.1"
+    """0.0.0.0 lets other machines look, too."""
+    size: int = 256
+    """Height of the sharp picture, in pixels."""
+    data: str | None = None
+    """The training photographs, where they are no longer where they were."""
+    photographs: int = 64
+    """At most so many of them are shown, spread over all; 0 shows none."""
+    settings: Settings = ()
+    """Controls that reading takes, each of them also as --NAME VALUE."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    json: Path | None = None
+    """Also write the address, and the cameras shown, here."""
+
+    def run(self) -> None:
+        from pellucid.cli.viewer import Viewer
+        from pellucid.model import load
+
+        model = load(self.run_folder, device=self.device)
+        chosen = controls_set(self, model, reading=True)
+        viewer = Viewer(model, host=self.host, port=self.port, size=self.size)
+        try:
+            shown = viewer.show_photographs(self.data, self.photographs, **chosen) if self.photographs else {}
+            say(f"{viewer.address} shows {self.run_folder}, with {len(shown)} photographs; Ctrl-C ends it")
+            written(self.json, {"address": viewer.address, "photographs": shown})
+            viewer.wait()
+        finally:
+            viewer.stop()
 
 
 @dataclass

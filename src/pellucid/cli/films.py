@@ -36,7 +36,7 @@ TOGETHER = 4
 
 
 def is_film(command: Sample) -> bool:
-    """Whether --out names a film. Raises ValueError for a file of another kind, or a film's options without one."""
+    """Whether --out names a film. Raises ValueError for other files, and for a film's options without one."""
     ending = command.out.suffix.lower()
     if command.out.is_dir() or ending not in (*ENDINGS, *OTHERS):
         for name, value in (("fps", command.fps), ("show", command.show)):

@@ -66,8 +66,8 @@ class Meshes:
     """
 
     def __init__(self, placed: Sequence[Placed]) -> None:
-        _needed("embreex.rtcore_scene")
-        trimesh = _needed("trimesh")
+        needed("embreex.rtcore_scene")
+        trimesh = needed("trimesh")
         models = [_Model.of(part, trimesh) for part in placed]
         vertices = np.concatenate([model.vertices for model in models])
         vertices = vertices - _middle(vertices)
@@ -85,7 +85,7 @@ class Meshes:
             self._corners[:, 1] - self._corners[:, 0], self._corners[:, 2] - self._corners[:, 0]
         )
         self._normals = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-20)
-        self._rays = _needed("trimesh.ray.ray_pyembree").RayMeshIntersector(mesh)
+        self._rays = needed("trimesh.ray.ray_pyembree").RayMeshIntersector(mesh)
 
     def __call__(self, origins: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `renders.Trace`."""
@@ -190,7 +190,8 @@ def _barycentric(a: np.ndarray, b: np.ndarray, c: np.ndarray, at: np.ndarray) ->
     return share / share.sum(1, keepdims=True)
 
 
-def _needed(module: str) -> Any:
+def needed(module: str) -> Any:
+    """A module of the extra `views`. Raises ValueError, with how it is installed, where it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

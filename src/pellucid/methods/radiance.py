@@ -215,6 +215,10 @@ class Radiance(Method):
         """n cameras (n, 4, 4) from all around, half-way up; or looking into a scene, on a small circle."""
         return self.along("orbit", n)
 
+    def focal_of(self, batch: Batch) -> Tensor:
+        """The focal lengths (B,) of training pictures."""
+        return self.focal.detach().expand(len(batch))
+
     @torch.no_grad()
     def seen_from(self, batch: Batch, rng: torch.Generator, **controls: Any) -> Tensor:
         """The cameras (B, 4, 4) from which training pictures were taken, as far as the method knows."""

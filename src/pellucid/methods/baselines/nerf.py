@@ -61,6 +61,10 @@ class NeRF(Radiance):
         assert self.moves is not None
         return moved(self.first, self.moves[which])
 
+    def focal_of(self, batch: Batch) -> Tensor:
+        known = self.moves is None and "focal" in batch.truth
+        return batch.truth["focal"].to(self.device) if known else super().focal_of(batch)
+
     @torch.no_grad()
     def seen_from(self, batch: Batch, rng: torch.Generator, **controls: Any) -> Tensor:
         """The cameras (B, 4, 4) of training pictures: the learned ones, or those that come with them."""

@@ -1,0 +1,160 @@
+"""A scene that a model has learned, as files of other programs: cameras, points, a mesh."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from pellucid.cli.commands import writable
+from pellucid.cli.console import say, written
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pellucid.cli.commands import Export
+    from pellucid.data.images import Dataset
+    from pellucid.model import Model
+
+FORMS = {"cameras": (".json",), "points": (".ply",), "mesh": (".ply", ".obj")}
+
+
+def places(command: Export) -> dict[str, Path]:
+    """What of a scene is to be written, and where. Raises ValueError, before any work, where it cannot be."""
+    found: dict[str, Path] = {}
+    for what, endings in FORMS.items():
+        path: Path | None = getattr(command, what)
+        if path is None:
+            continue
+        if path.suffix.lower() not in endings:
+            raise ValueError(
+                f"--{what} is {path}; it is written as {' or '.join(endings)}: give {path.stem}{endings[0]}"
+            )
+        if path.exists():
+            raise ValueError(
+                f"{path} is there already and is not written over: give another name, or move it"
+            )
+        if path in found.values():
+            raise ValueError(f"--{what} is {path}, and another file has that name: give two")
+        writable(path.parent)
+        found[what] = path
+    if "cameras" in found and _squares(found["cameras"]).exists():
+        raise ValueError(
+            f"{_squares(found['cameras'])} is there already, where squares would go: give another name"
+        )
+    return found
+
+
+def export_scene(command: Export, model: Model, chosen: dict[str, Any]) -> dict[str, Any]:
+    """Write the cameras, points and mesh that a command asks for; -> what JSON says of them."""
+    from pellucid.geometry import found_cameras, points, radiance, surface, training_pictures
+
+    radiance(model)
+    where, told = places(command), {}
+    if "cameras" in where or "points" in where:
+        data = training_pictures(model, command.data)
+        cameras, focal = found_cameras(model, data, **chosen)
+    elif chosen:
+        raise ValueError(f"{', '.join(chosen)}: a mesh needs no photograph to be read; leave it out")
+    if "points" in where:
+        at, colours = points(model, cameras, size=command.view_size)
+        _save(where["points"], "PointCloud", at, colors=colours)
+        say(f"{len(at)} points: {where['points']}")
+        told["points"] = {"file": str(where["points"]), "points": len(at)}
+    if "cameras" in where:
+        told["cameras"] = _save_cameras(command, model, data, cameras, focal)
+    if "mesh" in where:
+        at, faces, colours = surface(model, density=command.density, cells=command.cells)
+        _save(where["mesh"], "Trimesh", at, faces=faces, vertex_colors=colours, process=False)
+        say(f"{len(at)} vertices, {len(faces)} triangles: {where['mesh']}")
+        told["mesh"] = {"file": str(where["mesh"]), "vertices": len(at), "triangles": len(faces)}
+    return told
+
+
+def _save(path: Path, kind: str, at: np.ndarray, **parts: Any) -> None:
+    """Write geometry by trimesh, complete or not at all."""
+    from pellucid.data.meshes import needed
+
+    hidden = path.with_name(f".{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        getattr(needed("trimesh"), kind)(at, **parts).export(str(hidden), file_type=path.suffix[1:].lower())
+        os.replace(hidden, path)
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def _squares(path: Path) -> Path:
+    return path.with_name(f"{path.stem}-images")
+
+
+def _save_cameras(
+    command: Export, model: Model, data: Dataset, cameras: Tensor, focal: Tensor
+) -> dict[str, Any]:
+    """The `transforms.json` of training pictures: each by its file where it has one that lies upright."""
+    from pellucid.data.decode import decode, inspect
+    from pellucid.data.images import to_uint8
+    from pellucid.data.views import to_transforms
+    from pellucid.model import centre
+    from pellucid.train.preview import save_png
+
+    path = command.cameras
+    assert path is not None
+    folder, squares = path.parent.resolve(), _squares(path)
+    files: list[str] = []
+    sizes: list[tuple[int, int]] = []
+    written_out = outside = 0
+    for i, photograph in enumerate(_photographs(command.data or model.recipe.data.spec, data)):
+        header = None if photograph is None else inspect(photograph)
+        if photograph is not None and header is not None and not header.rotated:
+            real = photograph.resolve()
+            inside = real.is_relative_to(folder)
+            outside += not inside
+            files.append((real.relative_to(folder) if inside else real).as_posix())
+            sizes.append((header.width, header.height))
+            continue
+        if photograph is None:
+            channels = to_uint8(data.batch(np.array([i])).x0.expand(-1, 3, -1, -1))
+            square = Image.fromarray(channels[0])
+        else:
+            square = centre(decode(photograph))
+        name = squares / f"{i:04d}.png"
+        save_png(
+            name, square, {"run": command.run_folder, "number": i, "of": str(photograph or data.fingerprint)}
+        )
+        written_out += 1
+        files.append(name.relative_to(path.parent).as_posix())
+        sizes.append(square.size)
+    made = to_transforms(files, cameras.numpy(), focal.numpy(), sizes)
+    made["made_by"] = {
+        "run": command.run_folder,
+        "recipe": model.recipe.method,
+        "set": list(command.settings),
+        "world": "the model's own; cameras were found for the centre squares of the pictures, "
+        f"at {model.recipe.data.size} pixels",
+    }
+    if command.points is not None and command.points.resolve().is_relative_to(folder):
+        made["ply_file_path"] = command.points.resolve().relative_to(folder).as_posix()
+    written(path, made)
+    beside = f", {written_out} squares in {squares}" * bool(written_out)
+    far = f"; {outside} photographs lie elsewhere and are named by their whole path" * bool(outside)
+    say(f"{len(files)} cameras: {path}{beside}{far}")
+    return {"file": str(path), "cameras": len(files), "squares": written_out}
+
+
+def _photographs(spec: str, data: Dataset) -> Sequence[Path | None]:
+    """The file of each picture, None where it has none of its own."""
+    from pellucid.data.catalog import BUILT_IN, open_source
+    from pellucid.data.sources import FolderSource
+    from pellucid.data.views import ViewsSource
+
+    keys: tuple[str, ...] = getattr(data, "keys", None) or ()
+    source = None if spec in BUILT_IN or not keys else open_source(spec)
+    if not isinstance(source, FolderSource | ViewsSource):
+        return [None] * len(data)
+    where = {r.key: r.where if isinstance(r.where, Path) else r.where[0] for r in source.records}
+    return [where[key] for key in keys]
