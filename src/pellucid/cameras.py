@@ -42,13 +42,15 @@ def rigid(rotation: Tensor, place: Tensor) -> Tensor:
     return torch.cat([upper, last], -2)
 
 
-def look_at(eye: Tensor, target: Tensor, up: Tensor) -> Tensor:
-    """Cameras (*B, 4, 4) at `eye` that look at `target`, each (*B, 3), with `up` upwards in the picture.
+def look_at(eye: Tensor, target: Tensor | None = None, up: Tensor | None = None) -> Tensor:
+    """Cameras (*B, 4, 4) at `eye` that look at `target`, the origin by default, with `up`, z by default, upwards in the
+    picture; each (*B, 3).
 
     Where the camera looks along `up` itself another axis takes its place: no camera is NaN. Raises ValueError where
     eye and target are one point.
     """
-    back = eye - target
+    back = eye if target is None else eye - target
+    up = back.new_tensor([0.0, 0.0, 1.0]) if up is None else up
     if (back.norm(dim=-1) < 1e-9).any():
         raise ValueError("a camera stands at the very point that it looks at: no direction follows from that")
     back = F.normalize(back, dim=-1)
@@ -116,6 +118,16 @@ def rays(cameras: Tensor, focal: Tensor | float, at: Tensor) -> tuple[Tensor, Te
     own = F.normalize(torch.stack([across, -down, -torch.ones_like(across)], -1), dim=-1)
     directions = product(own, cameras[:, :3, :3].transpose(1, 2))
     return cameras[:, None, :3, 3].expand_as(directions), directions
+
+
+def project(points: Tensor, camera: Tensor, focal: float) -> Tensor:
+    """Where a camera (4, 4) sees points (P, 3) of the world: (P, 3) of across and down, as in `pixels`, and depth.
+
+    Depth is along the camera's axis; where it is not above 0 the point is behind the camera.
+    """
+    own = (points - camera[:3, 3]) @ camera[:3, :3]
+    depth = -own[:, 2]
+    return torch.stack([0.5 + focal * own[:, 0] / depth, 0.5 - focal * own[:, 1] / depth, depth], 1)
 
 
 def angles_of(cameras: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ import subprocess
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pellucid.data import doctor
@@ -364,12 +365,12 @@ def test_what_spoils_views_is_named(tmp_path):
 
 def test_neighbouring_views_are_not_called_copies(tmp_path):
     """Twenty views of one thing, 18 degrees apart, and one of them a second time, a little brighter."""
+    from pellucid.cameras import look_at
     from pellucid.data.renders import AROUND, THING, Boxes, render
-    from pellucid.data.views import look_at
 
     angle = np.radians(np.arange(0, 360, 18))
     eye = np.stack([2.6 * np.cos(angle), 2.6 * np.sin(angle), np.full(20, 1.5)], 1)
-    pixels, _ = render(Boxes(THING), look_at(eye), AROUND.focal, 48, samples=2)
+    pixels, _ = render(Boxes(THING), look_at(torch.from_numpy(eye)).numpy(), AROUND.focal, 48, samples=2)
     for i, picture in enumerate(pixels):
         Image.fromarray(picture).save(tmp_path / f"{i:02}.png")
     brighter = Image.fromarray(np.minimum(pixels[7] + 1.0, 255).astype(np.uint8))

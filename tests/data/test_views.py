@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+import pellucid.cameras as geometry
 from pellucid.data import fetch, renders
 from pellucid.data.catalog import BUILT_IN, open_data, open_source
 from pellucid.data.images import to_uint8
@@ -22,16 +23,29 @@ from pellucid.data.renders import AROUND, FORWARD, LENGTHS, ROOM, THING, VIEWS, 
 from pellucid.data.views import (
     SPREAD,
     ViewsSource,
-    look_at,
     normalised,
-    project,
     radius_of,
-    rays,
     to_transforms,
 )
 
 REAL_CACHE = fetch.folder("models")
 """Where models lie if they were fetched, before tests point the cache elsewhere."""
+
+
+def look_at(eye, target=(0.0, 0, 0), up=(0.0, 0, 1)):
+    eye = torch.as_tensor(eye, dtype=torch.float64)
+    return geometry.look_at(eye, eye.new_tensor(target), eye.new_tensor(up)).numpy()
+
+
+def project(points, camera, focal):
+    return geometry.project(torch.as_tensor(points).double(), torch.as_tensor(camera).double(), focal).numpy()
+
+
+def rays(camera, focal, size, at=(0.5, 0.5)):
+    """Each (size, size, 3); `at` is where in each pixel a ray passes."""
+    places = geometry.pixels(size).double() + (torch.tensor(at) - 0.5) / size
+    found = geometry.rays(torch.as_tensor(camera).double()[None], focal, places)
+    return [r[0].numpy().reshape(size, size, 3) for r in found]
 
 
 @pytest.fixture(autouse=True)

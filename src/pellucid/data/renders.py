@@ -16,12 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
+from pellucid.cameras import look_at, on_sphere, rays
+from pellucid.cameras import pixels as places
 from pellucid.data.draws import Draws
 from pellucid.data.images import Squares, cache_folder, prepare
 from pellucid.data.sources import Split
-from pellucid.data.views import SPREAD, Scene, Views, look_at, radius_of, rays
+from pellucid.data.views import SPREAD, Scene, Views, radius_of
 
 VIEWS = {
     "views-boxes": "a thing of textured boxes from all around, with cameras and depth",
@@ -100,15 +103,13 @@ def cameras_of(scene: Scene, *, seed: int, split: Split, count: int) -> np.ndarr
     index = np.arange(count)
     if scene.forward:
         u = 2 * Draws(seed, split, index).uniform(6).astype(np.float64) - 1
-        return look_at(u[:, :3] * _WINDOW, _AIM + u[:, 3:] * _WANDER, up=(0, 1, 0))
+        eye, target = (torch.from_numpy(v) for v in (u[:, :3] * _WINDOW, _AIM + u[:, 3:] * _WANDER))
+        return look_at(eye, target, up=torch.tensor([0.0, 1.0, 0.0], dtype=eye.dtype)).numpy()
     start = Draws(seed, split, np.zeros(1)).uniform(2).astype(np.float64)
     across, high = ((start + index[:, None] * _STEPS) % 1).T
     azimuth = 2 * np.pi * across
     elevation = np.radians(ELEVATION[0] + (ELEVATION[1] - ELEVATION[0]) * high)
-    level = np.cos(elevation)
-    return look_at(
-        scene.radius * np.stack([level * np.cos(azimuth), level * np.sin(azimuth), np.sin(elevation)], 1)
-    )
+    return on_sphere(torch.from_numpy(azimuth), torch.from_numpy(elevation), scene.radius).numpy()
 
 
 def render(
@@ -127,14 +128,16 @@ def render(
     pixels = np.empty((len(cameras), size, size, 3), np.uint8)
     depths = np.empty((len(cameras), size, size), np.float32)
     ground = 1.0 if white else 0.0
-    offsets = (np.arange(samples) + 0.5) / samples
-    for row, camera in enumerate(cameras):
+    middles = places(size).double()
+    offsets = ((np.arange(samples) + 0.5) / samples - 0.5) / size
+    for row, camera in enumerate(torch.from_numpy(cameras)):
+        through = lambda at, camera=camera: (r[0].numpy() for r in rays(camera[None], focal, at))
         total = np.zeros((size * size, 3))
-        for at in ((float(x), float(y)) for y in offsets for x in offsets):
-            colour, distance = _traced(trace, *rays(camera, focal, size, at))
+        for x, y in ((float(x), float(y)) for y in offsets for x in offsets):
+            colour, distance = _traced(trace, *through(middles + torch.tensor([x, y])))
             total += np.where(np.isfinite(distance)[:, None], colour, ground)
         pixels[row] = np.rint(total * (255 / samples**2)).clip(0, 255).reshape(size, size, 3)
-        _, distance = _traced(trace, *rays(camera, focal, size))
+        _, distance = _traced(trace, *through(middles))
         depths[row] = np.where(np.isfinite(distance), distance, 0).reshape(size, size)
     return pixels, depths
 

@@ -140,52 +140,6 @@ class Views:
 # ---------------------------------------------------------------------------------------------------------- cameras
 
 
-def look_at(
-    eye: np.ndarray, target: np.ndarray | Sequence[float] = (0, 0, 0), up: Sequence[float] = (0, 0, 1)
-) -> np.ndarray:
-    """Cameras (N, 4, 4) that stand at `eye` (N, 3) and look at `target`, (3,) or (N, 3), without roll.
-
-    One that looks along `up` itself has the world's y on its right.
-    """
-    eye = np.asarray(eye, np.float64)
-    back = eye - np.asarray(target, np.float64)
-    back = back / np.linalg.norm(back, axis=1, keepdims=True)
-    right = np.cross(np.broadcast_to(np.asarray(up, np.float64), back.shape), back)
-    length = np.linalg.norm(right, axis=1, keepdims=True)
-    right = np.where(length > 1e-6, right / np.maximum(length, 1e-12), np.array([0.0, 1.0, 0.0]))
-    cameras = np.zeros((len(eye), 4, 4))
-    cameras[:, :3, :3] = np.stack([right, np.cross(back, right), back], 2)
-    cameras[:, :3, 3] = eye
-    cameras[:, 3, 3] = 1
-    return cameras
-
-
-def rays(
-    camera: np.ndarray, focal: float, size: int, at: tuple[float, float] = (0.5, 0.5)
-) -> tuple[np.ndarray, np.ndarray]:
-    """Origins and unit directions, each (size, size, 3), of the rays of a camera (4, 4).
-
-    `at` is where in each pixel a ray passes: (0, 0) is its left upper corner, (0.5, 0.5) its middle.
-    """
-    across = (np.arange(size) + at[0]) / size - 0.5
-    down = (np.arange(size) + at[1]) / size - 0.5
-    x, y = np.meshgrid(across / focal, -down / focal)
-    directions = np.stack([x, y, -np.ones_like(x)], -1) @ camera[:3, :3].T
-    directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
-    return np.broadcast_to(camera[:3, 3], directions.shape), directions
-
-
-def project(points: np.ndarray, camera: np.ndarray, focal: float) -> np.ndarray:
-    """Where points (P, 3) of the world are seen: (P, 3) of u, v in the picture (0 to 1, right and down) and depth.
-
-    Depth is along the camera's axis; where it is not above 0 the point is behind the camera.
-    """
-    own = (np.asarray(points, np.float64) - camera[:3, 3]) @ camera[:3, :3]
-    depth = -own[:, 2]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.stack([0.5 + focal * own[:, 0] / depth, 0.5 - focal * own[:, 1] / depth, depth], 1)
-
-
 def radius_of(focal: float) -> float:
     """The distance from which a camera just sees the whole unit ball: 1 / sin(half its field of view)."""
     return math.sqrt(1 + 4 * focal * focal)
