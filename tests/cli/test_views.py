@@ -38,7 +38,7 @@ def photographs(tmp_path):
         wide = Image.new("RGB", (40, 24), "white")
         wide.paste(Image.fromarray(pixels), (8, 0))
         exif = Image.Exif()
-        if i == 5:
+        if i == 4:  # which training sees
             exif[0x0112] = 6
             wide = wide.rotate(90, expand=True)
         wide.save(folder / f"{i}.png", exif=exif)
@@ -322,6 +322,7 @@ def test_photographs_are_named_by_their_files_with_the_sizes_that_they_have(
     run("export", made_run, "--cameras", inside, "--data", tmp_path / "copy")
     for file, home in ((out, photographs), (inside, tmp_path / "copy")):
         squares = f"{file.stem}-images"
+        assert [p.name for p in (file.parent / squares).iterdir()] == ["0003.png"]
         for frame in (made := checked(file))["frames"]:
             where = file.parent / frame["file_path"]
             assert where.parent in (home, file.parent / squares)
@@ -334,7 +335,7 @@ def test_photographs_are_named_by_their_files_with_the_sizes_that_they_have(
 
 
 def test_cameras_do_not_change_what_the_training_folder_is(trained_run, photographs, tmp_path, capsys):
-    first = sorted(photographs.iterdir())[:5]  # that lie upright
+    first = [p for p in sorted(photographs.iterdir()) if p.stem != "4"]  # those that lie upright
     upright = tmp_path / "upright"
     upright.mkdir()
     for path in first:
@@ -349,10 +350,8 @@ def test_cameras_do_not_change_what_the_training_folder_is(trained_run, photogra
         run("export", made_run, "--cameras", upright / name)
         assert not checked(upright / name)["frames"][0]["file_path"].startswith("/")
     turned = trained_run(tmp_path / "other", "lift3d", data=photographs)
-    keys = training_pictures(pellucid.load(turned, device="cpu")).keys
     capsys.readouterr()
-    if "5.png" in keys:
-        assert "another folder" in refused(capsys, "export", turned, "--cameras", photographs / "a.json")
+    assert "another folder" in refused(capsys, "export", turned, "--cameras", photographs / "a.json")
 
 
 def test_pictures_that_have_changed_are_not_taken_for_those_trained_on(
