@@ -42,6 +42,12 @@ def gae_run(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def scene_run(tmp_path_factory) -> Path:
+    """A model of a scene, which reads cameras of photographs and takes cameras to look from."""
+    return train_tiny(tmp_path_factory.mktemp("runs") / "lift3d", "lift3d", data="views-boxes")
+
+
+@pytest.fixture(scope="session")
 def trained_run():
     """The function that trains one, for tests that need their own."""
     return train_tiny

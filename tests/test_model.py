@@ -1,7 +1,9 @@
 """The Python interface, on pictures as people have them."""
 
 import json
+import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from PIL import Image
 
 import pellucid
+from pellucid.cameras import angles_of
 from pellucid.data.decode import BadImage
 
 
@@ -342,3 +345,113 @@ def test_a_file_that_is_no_picture_is_named(gae, files):
     (files / "text.png").write_text("404")
     with pytest.raises(BadImage, match=re.escape(str(files / "text.png"))):
         gae.parts(1, replace={"pose": files / "text.png"})
+
+
+# ---- cameras as a control -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scene(scene_run):
+    return pellucid.load(scene_run, device="cpu")
+
+
+def cameras_of(sample):
+    return sample.readouts["camera"].view(-1, 4, 4)
+
+
+def test_a_path_is_one_path_however_it_is_batched(scene):
+    whole, parts = (scene.sample(7, cameras="orbit:elevation=20", batch=b) for b in (7, 3))
+    assert torch.equal(whole.images, parts.images)
+    azimuth, elevation = angles_of(cameras_of(parts))
+    assert elevation.rad2deg().tolist() == pytest.approx([20] * 7, abs=1e-4)
+    steps = azimuth.diff().remainder(2 * math.pi)
+    torch.testing.assert_close(steps, torch.full((6,), 2 * math.pi / 7))
+    assert whole.controls["cameras"] == "orbit:elevation=20"
+
+
+def test_a_spiral_climbs_between_its_elevations(scene):
+    azimuth, elevation = angles_of(
+        scene.opened({"cameras": "spiral:low=5,high=50,turns=0.25"}, n=10)["cameras"]
+    )
+    torch.testing.assert_close(elevation.rad2deg(), torch.linspace(5, 50, 10))
+    assert (azimuth[-1] - azimuth[0]).item() == pytest.approx(math.pi / 2, abs=1e-5)
+
+
+def test_cameras_between_two_photographs_begin_and_end_where_those_were_taken(scene, tmp_path):
+    rng = np.random.default_rng(0)
+    places = [tmp_path / "a.png", tmp_path / "b,c.png"]
+    for place in places:
+        Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(place)
+    found = cameras_of(scene.sample(5, cameras=f"{places[0]},{places[1]}", seed=3, batch=2))
+    for i, place in ((0, places[0]), (4, places[1])):
+        wanted = scene.read(place, seed=3).values["camera"].view(4, 4)
+        torch.testing.assert_close(found[i], wanted, atol=1e-5, rtol=0)
+
+
+def test_cameras_of_a_tensor_are_one_for_all_or_one_for_each(scene):
+    some = scene.method.around(4)
+    assert torch.equal(cameras_of(scene.sample(4, cameras=some, batch=3)), some)
+    assert torch.equal(cameras_of(scene.sample(4, cameras=some[1])), some[1:2].expand(4, 4, 4))
+    with pytest.raises(ValueError, match="4 cameras for 3 images"):
+        scene.sample(3, cameras=some)
+    assert "cameras" not in scene.sample(4, cameras=some).controls
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("orbt", "Did you mean 'orbit'"),
+        ("orbit:elevaton=3", "Did you mean 'elevation'"),
+        ("orbit:elevation", "orbit:elevation=30,start=0"),
+        ("orbit:elevation=100", "between -90 and 90"),
+        ("orbit:elevation=nan", "between -90 and 90"),
+        ("spiral:low=a", "low of spiral is 'a'"),
+        ("spiral:low=1,low=2", "low twice"),
+        ("orbit:", "no option of orbit"),
+        ("a.png", "image=a.png"),
+        ("a.png,b.png", "a.png: no such file"),
+        ("nothing.json", "no such file"),
+    ],
+)
+def test_a_path_that_is_none_is_told_with_what_is_possible(scene, text, told):
+    with pytest.raises(ValueError, match=re.escape(told)):
+        scene.sample(2, cameras=text)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("{", "no JSON"),
+        ('{"frames": []}', "no frames"),
+        ('{"frames": [{"file_path": "a.png"}]}', "frame 0: transform_matrix is not 4 rows"),
+        (json.dumps({"frames": [{"transform_matrix": (2 * np.eye(4)).tolist()}]}), "frame 0: .*rigid"),
+        (json.dumps({"frames": [{"transform_matrix": (np.nan * np.eye(4)).tolist()}]}), "frame 0: .*NaN"),
+    ],
+)
+def test_a_file_of_cameras_that_is_none_is_told_with_its_name(scene, tmp_path, content, told):
+    path = tmp_path / "bad.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"bad.json.*{told}"):
+        scene.sample(2, cameras=path)
+
+
+def test_a_scene_that_cameras_look_into_is_passed_on_small_circles(scene, monkeypatch):
+    monkeypatch.setattr(scene.method, "view", replace(scene.method.view, forward=True))
+    near = scene.method.view.near
+    for text, first, last in (("orbit:sway=0.2", 0.2, 0.2), ("spiral:sway=0.2", 0.0, 0.2)):
+        cameras = scene.opened({"cameras": text}, n=9)["cameras"]
+        assert torch.equal(cameras[:, :3, :3], torch.eye(3).expand(9, 3, 3))
+        aside = cameras[:, :3, 3].norm(dim=1) / near
+        assert (aside[0].item(), aside[-1].item()) == pytest.approx((first, last))
+    with pytest.raises(ValueError, match=r"orbit:sway=0\.15,start=0"):
+        scene.opened({"cameras": "orbit:elevation=30"})
+
+
+def test_a_view_is_rendered_at_any_size(scene):
+    small, large = (scene.sample(2, cameras="orbit", render_size=s) for s in (16, 48))
+    assert large.images.shape == (2, 3, 48, 48)
+    assert large.readouts["depth"].shape == (2, 48, 48)
+    torch.testing.assert_close(
+        torch.nn.functional.avg_pool2d(large.images, 3), small.images, atol=0.05, rtol=0
+    )
+    assert torch.equal(scene.sample(2, cameras="orbit").images, small.images)

@@ -136,7 +136,7 @@ class Control:
         if self.kind == "pictures":
             return "a folder of pictures"
         if self.kind == "cameras":
-            return "cameras: orbit, spiral, a.png,b.png or FILE.json"
+            return "cameras: orbit, spiral:low=10,high=60, a.png,b.png (two photographs) or a transforms.json"
         if self.kind == "choice":
             return f"choice of {', '.join(self.choices)}"
         return self.kind + span

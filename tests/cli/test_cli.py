@@ -41,6 +41,7 @@ COMMANDS = [
     "reproduce",
     "bench",
     "export",
+    "view",
     "demo",
 ]
 

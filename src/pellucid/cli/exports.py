@@ -54,35 +54,63 @@ def export_scene(command: Export, model: Model, chosen: dict[str, Any]) -> dict[
     from pellucid.geometry import found_cameras, points, radiance, surface, training_pictures
 
     radiance(model)
-    where, told = places(command), {}
+    where = places(command)
+    geometry: dict[str, tuple[str, dict[str, np.ndarray]]] = {}
+    if "mesh" in where:
+        at, faces, tint = surface(model, density=command.density, cells=command.cells)
+        geometry["mesh"] = "Trimesh", {"vertices": at, "faces": faces, "vertex_colors": tint}
     if "cameras" in where or "points" in where:
         data = training_pictures(model, command.data)
+        photographs = _photographs(command.data or model.recipe.data.spec, data)
+        if "cameras" in where and command.data is None:
+            _apart(where["cameras"], model.recipe.data.spec, photographs)
         cameras, focal = found_cameras(model, data, **chosen)
     elif chosen:
         raise ValueError(f"{', '.join(chosen)}: a mesh needs no photograph to be read; leave it out")
     if "points" in where:
-        at, colours = points(model, cameras, size=command.view_size)
-        _save(where["points"], "PointCloud", at, colors=colours)
-        say(f"{len(at)} points: {where['points']}")
-        told["points"] = {"file": str(where["points"]), "points": len(at)}
+        at, tint = points(model, cameras, size=command.view_size)
+        geometry["points"] = "PointCloud", {"vertices": at, "colors": tint}
+    # all that can go wrong has: from here on files are written
+    told: dict[str, Any] = {}
     if "cameras" in where:
-        told["cameras"] = _save_cameras(command, model, data, cameras, focal)
-    if "mesh" in where:
-        at, faces, colours = surface(model, density=command.density, cells=command.cells)
-        _save(where["mesh"], "Trimesh", at, faces=faces, vertex_colors=colours, process=False)
-        say(f"{len(at)} vertices, {len(faces)} triangles: {where['mesh']}")
-        told["mesh"] = {"file": str(where["mesh"]), "vertices": len(at), "triangles": len(faces)}
+        told["cameras"] = _save_cameras(command, model, data, photographs, cameras, focal)
+    for what, (kind, parts) in geometry.items():
+        _save(where[what], kind, parts)
+        counts = {"points" if what == "points" else "vertices": len(parts["vertices"])}
+        counts |= {"triangles": len(parts["faces"])} if "faces" in parts else {}
+        say(f"{', '.join(f'{n} {name}' for name, n in counts.items())}: {where[what]}")
+        told[what] = {"file": str(where[what])} | counts
     return told
 
 
-def _save(path: Path, kind: str, at: np.ndarray, **parts: Any) -> None:
+def _apart(path: Path, spec: str, photographs: Sequence[Path | None]) -> None:
+    """Raise ValueError where files with cameras would make the folder of photographs another data set."""
+    from pellucid.data.decode import inspect
+    from pellucid.data.views import TABLES, has_cameras
+
+    home = Path(spec)
+    if not any(photographs) or not path.resolve().is_relative_to(home.resolve()) or has_cameras(home):
+        return
+    table = path.name in {name for name, _ in TABLES} and path.resolve().parent == home.resolve()
+    squares = any(p is not None and inspect(p).rotated for p in photographs)
+    if table or squares:
+        what = f"a {path.name}" if table else "squares of the photographs that lie turned"
+        raise ValueError(
+            f"{what} in {home} would make of it another data set than the one that the model was trained on: give "
+            f"--cameras {'another name, or one in ' * (table and not squares)}another folder"
+        )
+
+
+def _save(path: Path, kind: str, parts: dict[str, np.ndarray]) -> None:
     """Write geometry by trimesh, complete or not at all."""
     from pellucid.data.meshes import needed
 
     hidden = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        getattr(needed("trimesh"), kind)(at, **parts).export(str(hidden), file_type=path.suffix[1:].lower())
+        getattr(needed("trimesh"), kind)(**parts, process=False).export(
+            str(hidden), file_type=path.suffix[1:].lower()
+        )
         os.replace(hidden, path)
     finally:
         hidden.unlink(missing_ok=True)
@@ -93,7 +121,12 @@ def _squares(path: Path) -> Path:
 
 
 def _save_cameras(
-    command: Export, model: Model, data: Dataset, cameras: Tensor, focal: Tensor
+    command: Export,
+    model: Model,
+    data: Dataset,
+    photographs: Sequence[Path | None],
+    cameras: Tensor,
+    focal: Tensor,
 ) -> dict[str, Any]:
     """The `transforms.json` of training pictures: each by its file where it has one that lies upright."""
     from pellucid.data.decode import decode, inspect
@@ -104,14 +137,14 @@ def _save_cameras(
 
     path = command.cameras
     assert path is not None
-    folder, squares = path.parent.resolve(), _squares(path)
+    folder, squares = Path(os.path.abspath(path.parent)), _squares(path)
     files: list[str] = []
     sizes: list[tuple[int, int]] = []
     written_out = outside = 0
-    for i, photograph in enumerate(_photographs(command.data or model.recipe.data.spec, data)):
+    for i, photograph in enumerate(photographs):
         header = None if photograph is None else inspect(photograph)
         if photograph is not None and header is not None and not header.rotated:
-            real = photograph.resolve()
+            real = Path(os.path.abspath(photograph))
             inside = real.is_relative_to(folder)
             outside += not inside
             files.append((real.relative_to(folder) if inside else real).as_posix())
@@ -137,8 +170,9 @@ def _save_cameras(
         "world": "the model's own; cameras were found for the centre squares of the pictures, "
         f"at {model.recipe.data.size} pixels",
     }
-    if command.points is not None and command.points.resolve().is_relative_to(folder):
-        made["ply_file_path"] = command.points.resolve().relative_to(folder).as_posix()
+    cloud = None if command.points is None else Path(os.path.abspath(command.points))
+    if cloud is not None and cloud.is_relative_to(folder):
+        made["ply_file_path"] = cloud.relative_to(folder).as_posix()
     written(path, made)
     beside = f", {written_out} squares in {squares}" * bool(written_out)
     far = f"; {outside} photographs lie elsewhere and are named by their whole path" * bool(outside)

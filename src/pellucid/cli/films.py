@@ -46,6 +46,7 @@ def is_film(command: Sample) -> bool:
                 )
         return False
     if ending not in ENDINGS:
+        writable(command.out)  # a file that is there is the first thing in the way
         raise ValueError(
             f"--out is {command.out}: films are written as {', '.join(ENDINGS)}, and pictures into a folder: "
             f"give {command.out.with_suffix('.mp4')}, or {command.out.with_suffix('')}"

@@ -262,7 +262,7 @@ def camera_control() -> dict[str, Control]:
     return {
         "cameras": Control(
             kind="cameras",
-            help="where to look from: orbit, spiral, two photographs as a.png,b.png, or a transforms.json",
+            help="from where each image is seen",
         ),
         "render_size": Control(
             kind="int", low=1, high=4096, help="pixels of a side, where not those of the training pictures"
