@@ -138,6 +138,8 @@ def data_for(name):
         return DataSpec(spec="ring", size=1, channels=2)
     if data_of(name) == "toys":
         return DataSpec(spec="toys", size=32, attributes=Toys.attributes)
+    if data_of(name) == "views-boxes":
+        return DataSpec(spec="views-boxes", size=32, count=64)
     return CLASSED if name == "factorized-class" else DataSpec(spec="scenes", size=32)
 
 
