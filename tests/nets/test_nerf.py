@@ -133,7 +133,7 @@ def test_a_rendering_is_nerfacc_s(background):
     shown = nerfacc.accumulate_along_rays(weights, values=colour.view(*middle.shape, 3))
     opacity = nerfacc.accumulate_along_rays(weights, values=None)
     depth = nerfacc.accumulate_along_rays(weights, values=middle[..., None])
-    close = dict(atol=1e-6, rtol=0, check_dtype=False)
+    close = {"atol": 1e-6, "rtol": 0, "check_dtype": False}
     torch.testing.assert_close(ours.weights, weights, **close)
     torch.testing.assert_close(ours.opacity, opacity[:, 0], **close)
     torch.testing.assert_close(

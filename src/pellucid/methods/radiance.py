@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pellucid.cameras import orbit, pixels, rays, rigid
 from pellucid.methods.base import Method
-from pellucid.nets.nerf import Background, FieldConfig, Occupancy, Rendered, Space, make_field, render
+from pellucid.nets.nerf import Ask, Background, FieldConfig, Occupancy, Rendered, Space, make_field, render
 from pellucid.types import Control, Readout
 
 SWAY = 0.15
@@ -107,11 +107,15 @@ class Radiance(Method):
         rng: torch.Generator | None,
         *,
         focal: Tensor | None = None,
+        field: Ask | None = None,
     ) -> Rendered:
-        """What cameras (B, 4, 4) see at places (R, 2) or (B, R, 2) of their pictures; the rays (B R) in one batch."""
+        """What cameras (B, 4, 4) see at places (R, 2) or (B, R, 2) of their pictures; the rays (B R) in one batch.
+
+        `field` stands for the method's own, where it is given.
+        """
         origins, directions = rays(cameras, self.focal if focal is None else focal, at)
         return render(
-            self.field, self.space, origins.flatten(0, 1), directions.flatten(0, 1), samples,
+            field or self.field, self.space, origins.flatten(0, 1), directions.flatten(0, 1), samples,
             background=self.view.background, rng=rng, occupancy=self.occupancy,
         )  # fmt: skip
 
@@ -161,6 +165,23 @@ def chosen_rays(x0: Tensor, count: int, rng: torch.Generator) -> tuple[Tensor, T
     them, and what is there (B, R, C)."""
     b, _, _, side = x0.shape
     chosen = torch.randint(side * side, (b, count), generator=rng, device=rng.device).to(x0.device)
+    at = pixels(side, device=x0.device)[chosen]
+    return at, x0.flatten(2).transpose(1, 2).gather(1, chosen[..., None].expand(-1, -1, x0.shape[1]))
+
+
+def even_rays(x0: Tensor, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """About `count` pixels of each picture, as `chosen_rays` gives them, but spread: the picture is cut into squares,
+    and one pixel of each is drawn. All pixels where there are no more of them."""
+    b, _, _, side = x0.shape
+    across = max(1, math.isqrt(count))
+    if across >= side:
+        at = pixels(side, device=x0.device).expand(b, -1, -1)
+        return at, x0.flatten(2).transpose(1, 2)
+    within = torch.rand(b, across, across, 2, generator=rng, device=rng.device).to(x0.device)
+    first = torch.arange(across, device=x0.device)
+    corner = torch.stack(torch.meshgrid(first, first, indexing="ij"), -1)
+    row, column = ((corner + within) * (side / across)).long().clamp(max=side - 1).flatten(1, 2).unbind(-1)
+    chosen = row * side + column
     at = pixels(side, device=x0.device)[chosen]
     return at, x0.flatten(2).transpose(1, 2).gather(1, chosen[..., None].expand(-1, -1, x0.shape[1]))
 

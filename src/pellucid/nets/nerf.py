@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -216,6 +217,32 @@ def make_field(config: FieldConfig, channels: int = 3) -> Field:
     return {"mlp": MLPField, "grid": GridField, "hash": HashField}[config.kind](config, channels)
 
 
+class Baked:
+    """What a field says at the points of a grid, and in between a mean of the eight about: no gradient, no directions.
+
+    For many questions to a field that stays as it is, where a glance is enough.
+    """
+
+    @torch.no_grad()
+    def __init__(self, field: Field, side: int) -> None:
+        like = field.opened
+        line = torch.linspace(-1, 1, side, device=like.device, dtype=like.dtype)
+        z, y, x = torch.meshgrid(line, line, line, indexing="ij")
+        points = torch.stack([x, y, z], -1).view(-1, 3)
+        density, colour = field(points, torch.zeros_like(points))
+        self.grid = torch.cat([density[:, None], colour], 1).T.reshape(1, -1, side, side, side)
+
+    def __call__(self, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        found = F.grid_sample(
+            self.grid, x.view(1, -1, 1, 1, 3).to(self.grid), align_corners=True, padding_mode="border"
+        ).view(self.grid.shape[1], -1)
+        return found[0], found[1:].T
+
+
+Ask = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Points (P, 3) of the cube and directions (P, 3) -> density (P,) and colour (P, C): a field, or its stand-in."""
+
+
 # ---- along rays --------------------------------------------------------------------------------------------------
 
 
@@ -322,7 +349,7 @@ class Occupancy(nn.Module):
 
 
 def render(
-    field: Field,
+    field: Ask,
     space: Space,
     origins: Tensor,
     directions: Tensor,

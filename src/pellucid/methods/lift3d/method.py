@@ -19,8 +19,16 @@ from torch.nn import functional as F
 
 from pellucid.methods.base import CollapseError, Stage, resolve
 from pellucid.methods.lift3d.poses import Candidates, Poses, Single
-from pellucid.methods.radiance import Radiance, ViewConfig, camera_control, chosen_rays, view_readouts
+from pellucid.methods.radiance import (
+    Radiance,
+    ViewConfig,
+    camera_control,
+    chosen_rays,
+    even_rays,
+    view_readouts,
+)
 from pellucid.nets.modulation import TimeModulator
+from pellucid.nets.nerf import Ask, Baked
 from pellucid.nets.unet import Encoder, UNetConfig
 from pellucid.process.loss import diffuse
 from pellucid.process.samplers import ddim
@@ -49,9 +57,12 @@ class PoseConfig:
     hidden: int = 256
     score_weight: float = 0.1
     """lambda, the weight of the classifier (eq. 3.4)."""
-    pick_rays: int = 64
-    """Rays by which the best candidate is chosen, without gradients."""
+    pick_rays: int = 256
+    """Rays of each picture by which the best candidate is chosen, without gradients; an eighth of them finds the third
+    of the candidates that it is among."""
     pick_samples: int = 24
+    pick_grid: int = 0
+    """Points a side of the grid that stands for the field then; 0: the field is asked itself."""
 
     def __post_init__(self) -> None:
         if not -90 <= self.low < self.high <= 90:
@@ -61,6 +72,8 @@ class PoseConfig:
         for name in ("candidates", "hidden", "pick_rays", "pick_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1")
+        if self.pick_grid < 0 or self.pick_grid == 1:
+            raise ValueError(f"pick_grid is {self.pick_grid}; 0, or at least 2 points a side")
         if self.overlap < 0 or self.score_weight < 0:
             raise ValueError(f"overlap is {self.overlap} and score_weight {self.score_weight}; 0 or more")
 
@@ -147,16 +160,34 @@ class Lift3D(Radiance):
         """The camera (B, 4, 4) that the classifier trusts most."""
         return _of_each(poses.cameras, poses.scores.argmax(1))
 
+    @torch.no_grad()
     def winners(self, cameras: Tensor, x0: Tensor, rng: torch.Generator) -> Tensor:
         """Which of the cameras (B, M, 4, 4) sees each picture best, on some of its rays and without gradients: (B,)."""
         many, pose = cameras.shape[1], self.config.poses
+        left = torch.arange(many, device=x0.device).expand(len(x0), -1)  # (B, M) candidates that are still in
         if many == 1:
-            return torch.zeros(len(x0), dtype=torch.long, device=x0.device)
-        with torch.no_grad():
-            at, there = chosen_rays(x0, pose.pick_rays, rng)
-            seen = self.seen(cameras.flatten(0, 1), at.repeat_interleave(many, 0), pose.pick_samples, rng)
-            colour = seen.colour.view(len(x0), many, *there.shape[1:])
-            return (colour - there[:, None]).square().mean((2, 3)).argmin(1)
+            return left[:, 0]
+        field = Baked(self.field, pose.pick_grid) if pose.pick_grid else self.field
+        if many > 3 and pose.pick_rays < x0[0, 0].numel():
+            errors = self._errors(field, cameras, x0, pose.pick_rays // 8, rng)
+            left = errors.topk(-(-many // 3), dim=1, largest=False).indices
+        rows = torch.arange(len(x0), device=x0.device)[:, None]
+        best = self._errors(field, cameras[rows, left], x0, pose.pick_rays, rng).argmin(1, keepdim=True)
+        return left.gather(1, best)[:, 0]
+
+    def _errors(self, field: Ask, cameras: Tensor, x0: Tensor, count: int, rng: torch.Generator) -> Tensor:
+        """How far what cameras (B, M, 4, 4) see is from pictures (B, C, H, W), on some rays: (B, M)."""
+        many, samples = cameras.shape[1], self.config.poses.pick_samples
+        at, there = even_rays(x0, count, rng)  # (B, R, 2), (B, R, C)
+        at_once = max(1, self.view.budget // (many * at.shape[1] * samples))
+        found = []
+        for some, places, right in zip(*(v.split(at_once) for v in (cameras, at, there)), strict=True):
+            seen = self.seen(
+                some.flatten(0, 1), places.repeat_interleave(many, 0), samples, None, field=field
+            )
+            colour = seen.colour.view(len(some), many, *right.shape[1:])
+            found.append((colour - right[:, None]).square().mean((2, 3)))
+        return torch.cat(found)
 
     def noised(self, x0: Tensor, t: Tensor, rng: torch.Generator) -> Tensor:
         eps = torch.randn(x0.shape, generator=rng, device=rng.device).to(x0.device)
