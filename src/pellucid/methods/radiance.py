@@ -13,7 +13,17 @@ from torch import Tensor, nn
 
 from pellucid.cameras import orbit, pixels, rays, rigid
 from pellucid.methods.base import Method
-from pellucid.nets.nerf import Ask, Background, FieldConfig, Occupancy, Rendered, Space, make_field, render
+from pellucid.nets.nerf import (
+    Ask,
+    Background,
+    Baked,
+    FieldConfig,
+    Occupancy,
+    Rendered,
+    Space,
+    make_field,
+    render,
+)
 from pellucid.types import Control, Readout
 
 SWAY = 0.15

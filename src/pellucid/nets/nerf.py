@@ -220,17 +220,24 @@ def make_field(config: FieldConfig, channels: int = 3) -> Field:
 class Baked:
     """What a field says at the points of a grid, and in between a mean of the eight about: no gradient, no directions.
 
-    For many questions to a field that stays as it is, where a glance is enough.
+    For many questions to a field that stays as it is, where a glance is enough. With `ball` only what lies in the unit
+    ball is looked at.
     """
 
     @torch.no_grad()
-    def __init__(self, field: Field, side: int) -> None:
+    def __init__(self, field: Field, side: int, *, ball: bool) -> None:
         like = field.opened
         line = torch.linspace(-1, 1, side, device=like.device, dtype=like.dtype)
         z, y, x = torch.meshgrid(line, line, line, indexing="ij")
         points = torch.stack([x, y, z], -1).view(-1, 3)
-        density, colour = field(points, torch.zeros_like(points))
-        self.grid = torch.cat([density[:, None], colour], 1).T.reshape(1, -1, side, side, side)
+        # a point counts where a cell that it is a corner of reaches into the ball
+        near = points.norm(dim=1) <= 1 + 2 * math.sqrt(3) / (side - 1) if ball else points[:, 0] <= 1
+        chosen = near.nonzero()[:, 0]
+        asked = points.index_select(0, chosen)
+        density, colour = field(asked, torch.zeros_like(asked))
+        found = torch.cat([density[:, None], colour], 1).to(like.dtype)
+        held = found.new_zeros(len(points), found.shape[1]).index_copy(0, chosen, found)
+        self.grid = held.T.reshape(1, -1, side, side, side)
 
     def __call__(self, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         found = F.grid_sample(
@@ -276,6 +283,17 @@ class Space:
         wide = 2 * self.focal * points[..., :2] / depth
         share = (1 / self.near - 1 / depth) / (1 / self.near - 1 / self.far)
         return torch.cat([wide / 1.5, 2 * share - 1], -1)
+
+    @torch.no_grad()
+    def reached(self, origins: Tensor, directions: Tensor, distances: Tensor) -> Tensor:
+        """Whether rays (R, 3), (R, 3) are inside at distances (R, N), where a field can be asked: (R, N)."""
+        if self.forward:
+            points = self.inside(origins[:, None] + distances[..., None] * directions[:, None])
+            return (points.abs() <= 1).all(-1)
+        # |o + t d|^2 of unit d, without a point for every sample
+        along = (origins * directions).sum(-1, keepdim=True)
+        aside = origins.square().sum(-1, keepdim=True) - along.square()
+        return (distances + along).square() + aside <= self.bound**2
 
     def distances(
         self, rays: int, samples: int, *, rng: torch.Generator | None, device: torch.device
@@ -344,8 +362,8 @@ class Occupancy(nn.Module):
     def __call__(self, points: Tensor, least: float) -> Tensor:
         """Points (P, 3) of the cube -> (P,) whether there may be more than a density of `least`."""
         side = len(self.peak)
-        cell = ((points + 1) * (side / 2)).long().clamp(0, side - 1)
-        return self.peak[cell[:, 0], cell[:, 1], cell[:, 2]] > least
+        x, y, z = ((points + 1) * (side / 2)).long().clamp(0, side - 1).unbind(1)
+        return (self.peak.flatten() > least).index_select(0, (x * side + y) * side + z)
 
 
 def render(
@@ -367,21 +385,16 @@ def render(
     """
     ends = space.distances(len(origins), samples, rng=rng, device=origins.device)
     middle = (ends[:, 1:] + ends[:, :-1]) / 2
-    points = space.inside(origins[:, None] + middle[..., None] * directions[:, None])  # (R, N, 3)
-    there = (points.abs() <= 1).all(-1) if space.forward else points.square().sum(-1) <= 1
-    flat = there.flatten()
+    chosen = space.reached(origins, directions, middle).flatten().nonzero()[:, 0]
+    ray = chosen.div(samples, rounding_mode="floor")
+    far = middle.flatten()
+    way = directions.index_select(0, ray)  # (P, 3)
+    points = space.inside(origins.index_select(0, ray) + far.index_select(0, chosen)[:, None] * way)
     if occupancy is not None:
-        flat = flat & occupancy(points.detach().flatten(0, 1), least)
-    chosen = flat.nonzero()[:, 0]
-    asked = points.flatten(0, 1).index_select(0, chosen)
-    seen = directions[:, None].expand_as(points).flatten(0, 1).index_select(0, chosen)
-    found, shown = field(asked, seen)
-    density = points.new_zeros(flat.shape).index_copy(0, chosen, found.to(points.dtype)).view(middle.shape)
-    colour = (
-        points.new_zeros(*flat.shape, shown.shape[1])
-        .index_copy(0, chosen, shown.to(points.dtype))
-        .view(*middle.shape, -1)
-    )
+        kept = occupancy(points.detach(), least).nonzero()[:, 0]
+        chosen, ray, way, points = (v.index_select(0, kept) for v in (chosen, ray, way, points))
+    found, shown = (v.to(points.dtype) for v in field(points, way))
+    density = points.new_zeros(far.shape).index_copy(0, chosen, found).view(middle.shape)
     lengths = ends.diff(dim=-1)
     if background == "none":
         lengths = torch.cat([lengths[:, :-1], torch.full_like(lengths[:, -1:], 1e10)], 1)
@@ -389,7 +402,8 @@ def render(
     weights = shares(density, lengths)
     opacity = weights.sum(-1)
     left = (1 - opacity)[:, None]
-    gathered = (weights[..., None] * colour).sum(1)
+    each = weights.flatten().index_select(0, chosen)[:, None] * shown
+    gathered = each.new_zeros(len(origins), shown.shape[1]).index_add(0, ray, each)
     if background == "random":
         if rng is not None:
             drawn = torch.rand(gathered.shape, generator=rng, device=rng.device).to(gathered)

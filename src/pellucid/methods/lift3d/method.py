@@ -167,7 +167,9 @@ class Lift3D(Radiance):
         left = torch.arange(many, device=x0.device).expand(len(x0), -1)  # (B, M) candidates that are still in
         if many == 1:
             return left[:, 0]
-        field = Baked(self.field, pose.pick_grid) if pose.pick_grid else self.field
+        field = (
+            Baked(self.field, pose.pick_grid, ball=not self.view.forward) if pose.pick_grid else self.field
+        )
         if many > 3 and pose.pick_rays < x0[0, 0].numel():
             errors = self._errors(field, cameras, x0, pose.pick_rays // 8, rng)
             left = errors.topk(-(-many // 3), dim=1, largest=False).indices
