@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pellucid.cameras import orbit, pixels, rays, rigid
 from pellucid.methods.base import Method
 from pellucid.nets.nerf import (
     Ask,
     Background,
-    Baked,
     FieldConfig,
     Occupancy,
     Rendered,
@@ -179,21 +179,31 @@ def chosen_rays(x0: Tensor, count: int, rng: torch.Generator) -> tuple[Tensor, T
     return at, x0.flatten(2).transpose(1, 2).gather(1, chosen[..., None].expand(-1, -1, x0.shape[1]))
 
 
-def even_rays(x0: Tensor, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """About `count` pixels of each picture, as `chosen_rays` gives them, but spread: the picture is cut into squares,
-    and one pixel of each is drawn. All pixels where there are no more of them."""
-    b, _, _, side = x0.shape
-    across = max(1, math.isqrt(count))
-    if across >= side:
-        at = pixels(side, device=x0.device).expand(b, -1, -1)
-        return at, x0.flatten(2).transpose(1, 2)
-    within = torch.rand(b, across, across, 2, generator=rng, device=rng.device).to(x0.device)
-    first = torch.arange(across, device=x0.device)
-    corner = torch.stack(torch.meshgrid(first, first, indexing="ij"), -1)
-    row, column = ((corner + within) * (side / across)).long().clamp(max=side - 1).flatten(1, 2).unbind(-1)
-    chosen = row * side + column
-    at = pixels(side, device=x0.device)[chosen]
-    return at, x0.flatten(2).transpose(1, 2).gather(1, chosen[..., None].expand(-1, -1, x0.shape[1]))
+def telling_rays(
+    x0: Tensor, count: int, background: Background, rng: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels by which renderings of pictures are told apart, as `chosen_rays` gives them, and weights (B, R) by which a
+    sum over them is, in expectation, the mean over all.
+
+    They are spread, and lie closer where there is something before the background. All pixels where there are no more.
+    """
+    _, c, _, side = x0.shape
+    places, colours = pixels(side, device=x0.device), x0.flatten(2).transpose(1, 2)
+    if count >= side**2:
+        return places.expand(len(x0), -1, -1), colours, torch.full_like(colours[..., 0], 1 / side**2)
+    odds = torch.ones_like(colours[..., 0])
+    if background in ("white", "black"):
+        something = (x0 - (1.0 if background == "white" else -1.0)).abs().mean(1, keepdim=True)
+        near = F.avg_pool2d(something, 5, stride=1, padding=2).flatten(
+            1
+        )  # another view's edges are near its own
+        odds = 0.5 + near / near.mean(1, keepdim=True).clamp(min=1e-3)
+    odds = odds / odds.sum(1, keepdim=True)
+    drawn = torch.rand(len(x0), 1, generator=rng, device=rng.device).to(x0.device)
+    spread = (torch.arange(count, device=x0.device) + drawn) / count
+    chosen = torch.searchsorted(odds.cumsum(1), spread).clamp(max=side**2 - 1)
+    there = colours.gather(1, chosen[..., None].expand(-1, -1, c))
+    return places[chosen], there, 1 / (count * odds.gather(1, chosen))
 
 
 def view_readouts() -> dict[str, Readout]:

@@ -24,7 +24,7 @@ from pellucid.methods.radiance import (
     ViewConfig,
     camera_control,
     chosen_rays,
-    even_rays,
+    telling_rays,
     view_readouts,
 )
 from pellucid.nets.modulation import TimeModulator
@@ -58,8 +58,8 @@ class PoseConfig:
     score_weight: float = 0.1
     """lambda, the weight of the classifier (eq. 3.4)."""
     pick_rays: int = 256
-    """Rays of each picture by which the best candidate is chosen, without gradients; an eighth of them finds the third
-    of the candidates that it is among."""
+    """Rays of each picture by which the best candidate is chosen, without gradients; before that the worse half is left
+    out, by a tenth of them and then by twice as many, until three are left."""
     pick_samples: int = 24
     pick_grid: int = 0
     """Points a side of the grid that stands for the field then; 0: the field is asked itself."""
@@ -167,28 +167,28 @@ class Lift3D(Radiance):
         left = torch.arange(many, device=x0.device).expand(len(x0), -1)  # (B, M) candidates that are still in
         if many == 1:
             return left[:, 0]
-        field = (
-            Baked(self.field, pose.pick_grid, ball=not self.view.forward) if pose.pick_grid else self.field
-        )
-        if many > 3 and pose.pick_rays < x0[0, 0].numel():
-            errors = self._errors(field, cameras, x0, pose.pick_rays // 8, rng)
-            left = errors.topk(-(-many // 3), dim=1, largest=False).indices
+        baked = pose.pick_grid and Baked(self.field, pose.pick_grid, ball=not self.view.forward)
+        field, whole = baked or self.field, x0[0, 0].numel()
         rows = torch.arange(len(x0), device=x0.device)[:, None]
-        best = self._errors(field, cameras[rows, left], x0, pose.pick_rays, rng).argmin(1, keepdim=True)
-        return left.gather(1, best)[:, 0]
+        errors = torch.zeros(left.shape, device=x0.device)  # of those still in: the sum over rays so far
+        count = pose.pick_rays if pose.pick_rays >= whole else max(1, pose.pick_rays // 10)
+        while left.shape[1] > 3 and count < pose.pick_rays:
+            errors += count * self._errors(field, cameras[rows, left], x0, count, rng)
+            kept = errors.topk(left.shape[1] // 2, dim=1, largest=False).indices
+            left, errors, count = left.gather(1, kept), errors.gather(1, kept), 2 * count
+        errors += pose.pick_rays * self._errors(field, cameras[rows, left], x0, pose.pick_rays, rng)
+        return left.gather(1, errors.argmin(1, keepdim=True))[:, 0]
 
     def _errors(self, field: Ask, cameras: Tensor, x0: Tensor, count: int, rng: torch.Generator) -> Tensor:
-        """How far what cameras (B, M, 4, 4) see is from pictures (B, C, H, W), on some rays: (B, M)."""
+        """How far what cameras (B, M, 4, 4) see is from pictures (B, C, H, W), judged by some rays: (B, M)."""
         many, samples = cameras.shape[1], self.config.poses.pick_samples
-        at, there = even_rays(x0, count, rng)  # (B, R, 2), (B, R, C)
-        at_once = max(1, self.view.budget // (many * at.shape[1] * samples))
+        rays = telling_rays(x0, max(1, count), self.view.background, rng)  # (B, R, 2), (B, R, C), (B, R)
+        at_once = max(1, self.view.budget // (many * rays[0].shape[1] * samples))
         found = []
-        for some, places, right in zip(*(v.split(at_once) for v in (cameras, at, there)), strict=True):
-            seen = self.seen(
-                some.flatten(0, 1), places.repeat_interleave(many, 0), samples, None, field=field
-            )
-            colour = seen.colour.view(len(some), many, *right.shape[1:])
-            found.append((colour - right[:, None]).square().mean((2, 3)))
+        for some, at, there, weights in zip(*(v.split(at_once) for v in (cameras, *rays)), strict=True):
+            seen = self.seen(some.flatten(0, 1), at.repeat_interleave(many, 0), samples, None, field=field)
+            colour = seen.colour.view(len(some), many, *there.shape[1:])
+            found.append(((colour - there[:, None]).square().mean(3) * weights[:, None]).sum(2))
         return torch.cat(found)
 
     def noised(self, x0: Tensor, t: Tensor, rng: torch.Generator) -> Tensor:
