@@ -512,3 +512,4 @@ def test_a_contracted_space_keeps_directions_and_holds_all_of_the_world():
     expected = torch.where(far <= 1, far, 2 - 1 / far) / 2  # Mip-NeRF 360, eq. 10, at half its size
     torch.testing.assert_close(seen.norm(dim=1), expected)
     assert seen.norm(dim=1).max() < 1
+    torch.testing.assert_close(space.outside(seen), points, rtol=1e-6, atol=1e-9)

@@ -12,10 +12,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pellucid.cameras import moved, orbit, pixels, rays, rigid, spiral
 from pellucid.methods.base import Method
-from pellucid.nets.nerf import Background, FieldConfig, Occupancy, Rendered, Space, make_field, render
+from pellucid.nets.nerf import (
+    Ask,
+    Background,
+    FieldConfig,
+    Occupancy,
+    Rendered,
+    Space,
+    make_field,
+    render,
+)
 from pellucid.types import Batch, Control, Readout
 
 REFINING = 0.02
@@ -128,11 +138,15 @@ class Radiance(Method):
         rng: torch.Generator | None,
         *,
         focal: Tensor | None = None,
+        field: Ask | None = None,
     ) -> Rendered:
-        """What cameras (B, 4, 4) see at places (R, 2) or (B, R, 2) of their pictures; the rays (B R) in one batch."""
+        """What cameras (B, 4, 4) see at places (R, 2) or (B, R, 2) of their pictures; the rays (B R) in one batch.
+
+        `field` stands for the method's own, where it is given.
+        """
         origins, directions = rays(cameras, self.focal if focal is None else focal, at)
         return render(
-            self.field, self.space, origins.flatten(0, 1), directions.flatten(0, 1), samples,
+            field or self.field, self.space, origins.flatten(0, 1), directions.flatten(0, 1), samples,
             background=self.view.background, rng=rng, occupancy=self.occupancy,
         )  # fmt: skip
 
@@ -239,6 +253,32 @@ def chosen_rays(x0: Tensor, count: int, rng: torch.Generator) -> tuple[Tensor, T
     chosen = torch.randint(side * side, (b, count), generator=rng, device=rng.device).to(x0.device)
     at = pixels(side, device=x0.device)[chosen]
     return at, x0.flatten(2).transpose(1, 2).gather(1, chosen[..., None].expand(-1, -1, x0.shape[1]))
+
+
+def telling_rays(
+    x0: Tensor, count: int, background: Background, rng: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels by which renderings of pictures are told apart, as `chosen_rays` gives them, and weights (B, R) by which a
+    sum over them is, in expectation, the mean over all.
+
+    They are spread, and lie closer where there is something before the background. All pixels where there are no more.
+    """
+    _, c, _, side = x0.shape
+    places, colours = pixels(side, device=x0.device), x0.flatten(2).transpose(1, 2)
+    if count >= side**2:
+        return places.expand(len(x0), -1, -1), colours, torch.full_like(colours[..., 0], 1 / side**2)
+    odds = torch.ones_like(colours[..., 0])
+    if background in ("white", "black"):
+        something = (x0 - (1.0 if background == "white" else -1.0)).abs().mean(1, keepdim=True)
+        # another view's edges are near its own
+        near = F.avg_pool2d(something, 5, stride=1, padding=2).flatten(1)
+        odds = 0.5 + near / near.mean(1, keepdim=True).clamp(min=1e-3)
+    odds = odds / odds.sum(1, keepdim=True)
+    drawn = torch.rand(len(x0), 1, generator=rng, device=rng.device).to(x0.device)
+    spread = (torch.arange(count, device=x0.device) + drawn) / count
+    chosen = torch.searchsorted(odds.cumsum(1), spread).clamp(max=side**2 - 1)
+    there = colours.gather(1, chosen[..., None].expand(-1, -1, c))
+    return places[chosen], there, 1 / (count * odds.gather(1, chosen))
 
 
 def view_readouts(view: ViewConfig) -> dict[str, Readout]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -216,6 +217,39 @@ def make_field(config: FieldConfig, channels: int = 3) -> Field:
     return {"mlp": MLPField, "grid": GridField, "hash": HashField}[config.kind](config, channels)
 
 
+class Baked:
+    """What a field says at the points of a grid, and in between a mean of the eight about: no gradient, no directions.
+
+    For many questions to a field that stays as it is, where a glance is enough. With `ball` only what lies in the unit
+    ball is looked at.
+    """
+
+    @torch.no_grad()
+    def __init__(self, field: Field, side: int, *, ball: bool) -> None:
+        like = field.opened
+        line = torch.linspace(-1, 1, side, device=like.device, dtype=like.dtype)
+        z, y, x = torch.meshgrid(line, line, line, indexing="ij")
+        points = torch.stack([x, y, z], -1).view(-1, 3)
+        # a point counts where a cell that it is a corner of reaches into the ball
+        near = points.norm(dim=1) <= 1 + 2 * math.sqrt(3) / (side - 1) if ball else points[:, 0] <= 1
+        chosen = near.nonzero()[:, 0]
+        asked = points.index_select(0, chosen)
+        density, colour = field(asked, torch.zeros_like(asked))
+        found = torch.cat([density[:, None], colour], 1).to(like.dtype)
+        held = found.new_zeros(len(points), found.shape[1]).index_copy(0, chosen, found)
+        self.grid = held.T.reshape(1, -1, side, side, side)
+
+    def __call__(self, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        found = F.grid_sample(
+            self.grid, x.view(1, -1, 1, 1, 3).to(self.grid), align_corners=True, padding_mode="border"
+        ).view(self.grid.shape[1], -1)
+        return found[0], found[1:].T
+
+
+Ask = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Points (P, 3) of the cube and directions (P, 3) -> density (P,) and colour (P, C): a field, or its stand-in."""
+
+
 # ---- along rays --------------------------------------------------------------------------------------------------
 
 
@@ -259,11 +293,28 @@ class Space:
 
     def outside(self, points: Tensor) -> Tensor:
         """Points of the field's cube (..., 3) -> of the world: what `inside` undoes."""
+        if self.contracted:
+            length = 2 * points.norm(dim=-1, keepdim=True)
+            far = 1 / ((2 - length).clamp(min=1e-6) * length.clamp(min=1e-6))
+            return 2 * points * torch.where(length <= 1, torch.ones_like(far), far) * self.bound
         if not self.forward:
             return points * self.bound
         share = (points[..., 2:] + 1) / 2
         depth = 1 / (1 / self.near - share * (1 / self.near - 1 / self.far))
         return torch.cat([points[..., :2] * (1.5 * depth / (2 * self.focal)), -depth], -1)
+
+    @torch.no_grad()
+    def reached(self, origins: Tensor, directions: Tensor, distances: Tensor) -> Tensor:
+        """Whether rays (R, 3), (R, 3) are inside at distances (R, N), where a field can be asked: (R, N)."""
+        if self.contracted:
+            return torch.ones_like(distances, dtype=torch.bool)
+        if self.forward:
+            points = self.inside(origins[:, None] + distances[..., None] * directions[:, None])
+            return (points.abs() <= 1).all(-1)
+        # |o + t d|^2 of unit d, without a point for every sample
+        along = (origins * directions).sum(-1, keepdim=True)
+        aside = origins.square().sum(-1, keepdim=True) - along.square()
+        return (distances + along).square() + aside <= self.bound**2
 
     def distances(
         self, rays: int, samples: int, *, rng: torch.Generator | None, device: torch.device
@@ -332,12 +383,12 @@ class Occupancy(nn.Module):
     def __call__(self, points: Tensor, least: float) -> Tensor:
         """Points (P, 3) of the cube -> (P,) whether there may be more than a density of `least`."""
         side = len(self.peak)
-        cell = ((points + 1) * (side / 2)).long().clamp(0, side - 1)
-        return self.peak[cell[:, 0], cell[:, 1], cell[:, 2]] > least
+        x, y, z = ((points + 1) * (side / 2)).long().clamp(0, side - 1).unbind(1)
+        return (self.peak.flatten() > least).index_select(0, (x * side + y) * side + z)
 
 
 def render(
-    field: Field,
+    field: Ask,
     space: Space,
     origins: Tensor,
     directions: Tensor,
@@ -355,21 +406,16 @@ def render(
     """
     ends = space.distances(len(origins), samples, rng=rng, device=origins.device)
     middle = (ends[:, 1:] + ends[:, :-1]) / 2
-    points = space.inside(origins[:, None] + middle[..., None] * directions[:, None])  # (R, N, 3)
-    there = (points.abs() <= 1).all(-1) if space.forward else points.square().sum(-1) <= 1
-    flat = there.flatten()
+    chosen = space.reached(origins, directions, middle).flatten().nonzero()[:, 0]
+    ray = chosen.div(samples, rounding_mode="floor")
+    far = middle.flatten()
+    way = directions.index_select(0, ray)  # (P, 3)
+    points = space.inside(origins.index_select(0, ray) + far.index_select(0, chosen)[:, None] * way)
     if occupancy is not None:
-        flat = flat & occupancy(points.detach().flatten(0, 1), least)
-    chosen = flat.nonzero()[:, 0]
-    asked = points.flatten(0, 1).index_select(0, chosen)
-    seen = directions[:, None].expand_as(points).flatten(0, 1).index_select(0, chosen)
-    found, shown = field(asked, seen)
-    density = points.new_zeros(flat.shape).index_copy(0, chosen, found.to(points.dtype)).view(middle.shape)
-    colour = (
-        points.new_zeros(*flat.shape, shown.shape[1])
-        .index_copy(0, chosen, shown.to(points.dtype))
-        .view(*middle.shape, -1)
-    )
+        kept = occupancy(points.detach(), least).nonzero()[:, 0]
+        chosen, ray, way, points = (v.index_select(0, kept) for v in (chosen, ray, way, points))
+    found, shown = (v.to(points.dtype) for v in field(points, way))
+    density = points.new_zeros(far.shape).index_copy(0, chosen, found).view(middle.shape)
     lengths = ends.diff(dim=-1)
     if background == "none":
         lengths = torch.cat([lengths[:, :-1], torch.full_like(lengths[:, -1:], 1e10)], 1)
@@ -377,7 +423,8 @@ def render(
     weights = shares(density, lengths)
     opacity = weights.sum(-1)
     left = (1 - opacity)[:, None]
-    gathered = (weights[..., None] * colour).sum(1)
+    each = weights.flatten().index_select(0, chosen)[:, None] * shown
+    gathered = each.new_zeros(len(origins), shown.shape[1]).index_add(0, ray, each)
     if background == "random":
         if rng is not None:
             drawn = torch.rand(gathered.shape, generator=rng, device=rng.device).to(gathered)

@@ -128,7 +128,12 @@ def lift3d(
     """Ours; `poses` are fields of `PoseConfig`. A scene that cameras look into has one camera for each picture."""
     scene = data.scene or UNSEEN
     kind: Literal["single", "candidates"] = "single" if single or scene.forward else "candidates"
-    small: dict[str, int] = {"hidden": 16, "pick_rays": 8, "pick_samples": 8} if scale == "tiny" else {}
+    small: dict[str, int] = {
+        "tiny": {"hidden": 16, "pick_rays": 8, "pick_samples": 8},
+        "cpu": {"pick_samples": 16, "pick_grid": 32},
+        "gpu": {},
+        "paper": {},
+    }[scale]
     if kind == "single":
         candidates = 1
     config = Lift3DConfig(

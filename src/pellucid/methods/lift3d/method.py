@@ -19,8 +19,16 @@ from torch.nn import functional as F
 
 from pellucid.methods.base import CollapseError, Stage, resolve
 from pellucid.methods.lift3d.poses import Candidates, Poses, Single
-from pellucid.methods.radiance import Radiance, ViewConfig, camera_control, chosen_rays, view_readouts
+from pellucid.methods.radiance import (
+    Radiance,
+    ViewConfig,
+    camera_control,
+    chosen_rays,
+    telling_rays,
+    view_readouts,
+)
 from pellucid.nets.modulation import TimeModulator
+from pellucid.nets.nerf import Ask, Baked
 from pellucid.nets.unet import Encoder, UNetConfig
 from pellucid.process.loss import diffuse
 from pellucid.process.samplers import OnStep, ddim
@@ -49,9 +57,12 @@ class PoseConfig:
     hidden: int = 256
     score_weight: float = 0.1
     """lambda, the weight of the classifier (eq. 3.4)."""
-    pick_rays: int = 64
-    """Rays by which the best candidate is chosen, without gradients."""
+    pick_rays: int = 256
+    """Rays of each picture by which the best candidate is chosen, without gradients; before that the worse half is left
+    out, by a tenth of them and then by twice as many, until three are left."""
     pick_samples: int = 24
+    pick_grid: int = 0
+    """Points a side of the grid that stands for the field then; 0: the field is asked itself."""
 
     def __post_init__(self) -> None:
         if not -90 <= self.low < self.high <= 90:
@@ -61,6 +72,8 @@ class PoseConfig:
         for name in ("candidates", "hidden", "pick_rays", "pick_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1")
+        if self.pick_grid < 0 or self.pick_grid == 1:
+            raise ValueError(f"pick_grid is {self.pick_grid}; 0, or at least 2 points a side")
         if self.overlap < 0 or self.score_weight < 0:
             raise ValueError(f"overlap is {self.overlap} and score_weight {self.score_weight}; 0 or more")
 
@@ -151,16 +164,36 @@ class Lift3D(Radiance):
         """The camera (B, 4, 4) that the classifier trusts most."""
         return _of_each(poses.cameras, poses.scores.argmax(1))
 
+    @torch.no_grad()
     def winners(self, cameras: Tensor, x0: Tensor, rng: torch.Generator) -> Tensor:
         """Which of the cameras (B, M, 4, 4) sees each picture best, on some of its rays and without gradients: (B,)."""
         many, pose = cameras.shape[1], self.config.poses
+        left = torch.arange(many, device=x0.device).expand(len(x0), -1)  # (B, M) candidates that are still in
         if many == 1:
-            return torch.zeros(len(x0), dtype=torch.long, device=x0.device)
-        with torch.no_grad():
-            at, there = chosen_rays(x0, pose.pick_rays, rng)
-            seen = self.seen(cameras.flatten(0, 1), at.repeat_interleave(many, 0), pose.pick_samples, rng)
-            colour = seen.colour.view(len(x0), many, *there.shape[1:])
-            return (colour - there[:, None]).square().mean((2, 3)).argmin(1)
+            return left[:, 0]
+        baked = pose.pick_grid and Baked(self.field, pose.pick_grid, ball=not self.view.forward)
+        field, whole = baked or self.field, x0[0, 0].numel()
+        rows = torch.arange(len(x0), device=x0.device)[:, None]
+        errors = torch.zeros(left.shape, device=x0.device)  # of those still in: the sum over rays so far
+        count = pose.pick_rays if pose.pick_rays >= whole else max(1, pose.pick_rays // 10)
+        while left.shape[1] > 3 and count < pose.pick_rays:
+            errors += count * self._errors(field, cameras[rows, left], x0, count, rng)
+            kept = errors.topk(left.shape[1] // 2, dim=1, largest=False).indices
+            left, errors, count = left.gather(1, kept), errors.gather(1, kept), 2 * count
+        errors += pose.pick_rays * self._errors(field, cameras[rows, left], x0, pose.pick_rays, rng)
+        return left.gather(1, errors.argmin(1, keepdim=True))[:, 0]
+
+    def _errors(self, field: Ask, cameras: Tensor, x0: Tensor, count: int, rng: torch.Generator) -> Tensor:
+        """How far what cameras (B, M, 4, 4) see is from pictures (B, C, H, W), judged by some rays: (B, M)."""
+        many, samples = cameras.shape[1], self.config.poses.pick_samples
+        rays = telling_rays(x0, max(1, count), self.view.background, rng)  # (B, R, 2), (B, R, C), (B, R)
+        at_once = max(1, self.view.budget // (many * rays[0].shape[1] * samples))
+        found = []
+        for some, at, there, weights in zip(*(v.split(at_once) for v in (cameras, *rays)), strict=True):
+            seen = self.seen(some.flatten(0, 1), at.repeat_interleave(many, 0), samples, None, field=field)
+            colour = seen.colour.view(len(some), many, *there.shape[1:])
+            found.append(((colour - there[:, None]).square().mean(3) * weights[:, None]).sum(2))
+        return torch.cat(found)
 
     def noised(self, x0: Tensor, t: Tensor, rng: torch.Generator) -> Tensor:
         eps = torch.randn(x0.shape, generator=rng, device=rng.device).to(x0.device)
