@@ -25,6 +25,7 @@ from pellucid.cli.commands import (
     Sweep,
     Train,
 )
+from pellucid.cli.inversions import Invert
 
 _COMMANDS = {
     "doctor": Doctor,
@@ -33,6 +34,7 @@ _COMMANDS = {
     "sample": Sample,
     "read": Read,
     "edit": Edit,
+    "invert": Invert,
     "sweep": Sweep,
     "evaluate": Evaluate,
     "reproduce": Reproduce,
