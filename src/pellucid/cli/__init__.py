@@ -26,6 +26,7 @@ from pellucid.cli.commands import (
     Train,
     View,
 )
+from pellucid.cli.inversions import Invert
 
 _COMMANDS = {
     "doctor": Doctor,
@@ -34,6 +35,7 @@ _COMMANDS = {
     "sample": Sample,
     "read": Read,
     "edit": Edit,
+    "invert": Invert,
     "sweep": Sweep,
     "evaluate": Evaluate,
     "reproduce": Reproduce,

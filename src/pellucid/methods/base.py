@@ -272,6 +272,11 @@ class Method(nn.Module):
         """n images with their readouts; an unknown control or one out of its range is a ValueError."""
         raise NotImplementedError
 
+    def noise_of(self, x: Tensor, num_steps: int) -> Tensor:
+        """The noise (B, C, H, W) that pictures of that shape come back from under their own code, found in so many
+        steps; of methods that declare `inversion_steps`."""
+        raise NotImplementedError
+
     def said(self, use: Mapping[str, Any]) -> dict[str, Any]:
         """Resolved controls as a user would give them again: choices by name, and for pictures what they are of."""
         named = {k: c.choices for k, c in self.controls.items() if c.kind == "choice"}

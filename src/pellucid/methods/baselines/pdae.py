@@ -180,6 +180,10 @@ class PDAE(DDPM):
         return {"code": self.code(x)}
 
     @torch.no_grad()
+    def noise_of(self, x: Tensor, num_steps: int) -> Tensor:
+        return self.inverted(self.told(self.code(x)), x, num_steps)
+
+    @torch.no_grad()
     def sample(self, n: int, rng: torch.Generator, **controls: Any) -> Sample:
         """n pictures of a given picture's code, or, where none is given, n that the frozen denoiser draws; see
         `controls`.
@@ -193,7 +197,7 @@ class PDAE(DDPM):
         z = None if use["image"] is None else self.code(self.given(use["image"], n))
         denoise = self.denoiser(None, {}) if z is None else self.told(z)
         if keeps_noise(use):
-            x_T = self.inverted(denoise, self.given(use["image"], n), use["inversion_steps"])
+            x_T = self.noise_of(self.given(use["image"], n), use["inversion_steps"])
         images = self.rendered(denoise, x_T, use, rng)
         z = self.code(images) if z is None else z
         return Sample(images=images, readouts={"code": z}, controls=self.said(use))

@@ -234,7 +234,7 @@ class GAE(Method):
         for picture in [use["image"]] if use["blend_with"] is None else [use["image"], use["blend_with"]]:
             x = self.given(picture, n)
             w = self.parts_of(x)
-            found.append((w, self.inverted(x, w, use["inversion_steps"]) if keeps_noise(use) else x_T))
+            found.append((w, self.noise_of(x, use["inversion_steps"]) if keeps_noise(use) else x_T))
         if len(found) == 1:
             return found[0]
         (wa, na), (wb, nb) = found
@@ -251,9 +251,9 @@ class GAE(Method):
             return w, na
         return torch.lerp(wa, wb, use["blend"]), slerp(na, nb, use["blend"])
 
-    def inverted(self, x: Tensor, w: Tensor, num_steps: int) -> Tensor:
-        """The noise (B, C, H, W) that DDIM turns into pictures under their codes."""
-        return self.denoiser.inverted(self.denoiser.denoiser(self.told(w)), x, num_steps)
+    @torch.no_grad()
+    def noise_of(self, x: Tensor, num_steps: int) -> Tensor:
+        return self.denoiser.inverted(self.denoiser.denoiser(self.told(self.parts_of(x))), x, num_steps)
 
     def _set(self, w: Tensor, use: Mapping[str, Any]) -> Tensor:
         """Codes with what the controls set."""
