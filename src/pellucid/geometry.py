@@ -6,7 +6,8 @@ N  cameras   P  points   V  vertices   F  triangles
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from pellucid.data.images import Dataset
 from pellucid.data.meshes import needed
 from pellucid.methods.radiance import Radiance
 from pellucid.model import Model
+from pellucid.types import Batch
 
 SOLID = math.log(2) / 0.1
 """The density of which a tenth of a unit of length stops half of the light."""
@@ -55,6 +57,47 @@ def training_pictures(model: Model, spec: str | None = None) -> Dataset:
             f"changed. --data {made.spec} takes them as they are"
         )
     return data
+
+
+class Joined:
+    """Several data sets of one shape, one after the other, as far as pictures go."""
+
+    def __init__(self, parts: Sequence[Dataset]) -> None:
+        self.parts, self.shape, self.fingerprint = parts, parts[0].shape, parts[0].fingerprint
+        self.class_names, self.attributes, self.table = (), (), None
+        self.keys = tuple(key for part in parts for key in getattr(part, "keys", ()) or ())
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """The samples of (B,) indices, all in one of the parts."""
+        first = 0
+        for part in self.parts:
+            own = np.asarray(indices) - first
+            if (own >= 0).all() and (own < len(part)).all():
+                return part.batch(own)
+            first += len(part)
+        raise IndexError(f"indices {indices} of {len(self)} pictures lie in no single part")
+
+
+def every_picture(model: Model, spec: str | None = None) -> Dataset:
+    """The pictures that a model was trained on, and after them those of the same place that were held out, whose
+    cameras it can read as well. Learned poses are of training pictures alone. Raises ValueError as
+    `training_pictures`."""
+    data = training_pictures(model, spec)
+    made = model.recipe.data
+    if (
+        not getattr(data, "keys", None)
+        or made.limit is not None
+        or getattr(model.method, "moves", None) is not None
+    ):
+        return data
+    parts = [data]
+    for split in ("val", "test"):
+        with suppress(ValueError):  # there is none
+            parts.append(open_data(spec or made.spec, size=made.size, channels=made.channels, split=split))
+    return Joined(parts) if len(parts) > 1 else data
 
 
 def found_cameras(

@@ -232,7 +232,10 @@ class Train:
             pictures = data.shape[-1] > 1
             say(f"done: {result.step} steps, {result.images_per_second:.0f} images/s.{' Next:' * pictures}")
             if pictures and method.controls:
-                say(f"  pellucid sample {where} -n 64 --out out/")
+                film = "cameras" in method.controls
+                say(
+                    f"  pellucid sample {where} {'--path orbit --out orbit.mp4' if film else '-n 64 --out out/'}"
+                )
             if pictures and method.readouts:
                 say(f"  pellucid read {where} photo.jpg --out out/")
         written(

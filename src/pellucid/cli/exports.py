@@ -51,7 +51,7 @@ def places(command: Export) -> dict[str, Path]:
 
 def export_scene(command: Export, model: Model, chosen: dict[str, Any]) -> dict[str, Any]:
     """Write the cameras, points and mesh that a command asks for; -> what JSON says of them."""
-    from pellucid.geometry import found_cameras, points, radiance, surface, training_pictures
+    from pellucid.geometry import every_picture, found_cameras, points, radiance, surface
 
     radiance(model)
     where = places(command)
@@ -60,7 +60,7 @@ def export_scene(command: Export, model: Model, chosen: dict[str, Any]) -> dict[
         at, faces, tint = surface(model, density=command.density, cells=command.cells)
         geometry["mesh"] = "Trimesh", {"vertices": at, "faces": faces, "vertex_colors": tint}
     if "cameras" in where or "points" in where:
-        data = training_pictures(model, command.data)
+        data = every_picture(model, command.data)
         photographs = _photographs(command.data or model.recipe.data.spec, data)
         if "cameras" in where and command.data is None:
             _apart(where["cameras"], model.recipe.data.spec, photographs)

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 
 from pellucid.data.decode import EXTENSIONS, BadImage, Encoded, Header, decode, inspect, prepare
-from pellucid.data.images import Dataset, StoredImages
+from pellucid.data.images import Dataset, StoredImages, to_uint8
 from pellucid.data.sources import Record, Split
 from pellucid.types import Attribute, Batch
 
@@ -394,6 +394,16 @@ def open_views(
     return Views(pictures, cameras[rows], focal[rows], scene)
 
 
+def unseen(data: Dataset) -> Scene:
+    """What is assumed of pictures that come without cameras: views of a thing in the middle, from all around, from the
+    distance at which the thing fills them; on white or black where their borders are nearly all so."""
+    some = np.unique(np.linspace(0, len(data) - 1, 16).round().astype(int))
+    pixels = to_uint8(data.batch(some).x0)
+    ground = _ground([np.concatenate([p[0], p[-1], p[:, 0], p[:, -1]]) for p in pixels])
+    near, far = (0.3, 12.0) if ground == "scene" else (2.0, 4.0)
+    return Scene(radius=3.0, near=near, far=far, focal=None, forward=False, background=ground)
+
+
 def scene_of(cameras: np.ndarray, focal: np.ndarray, *, forward: bool, background: Background) -> Scene:
     """The scene of normalised cameras (N, 4, 4).
 
@@ -577,6 +587,11 @@ def _background(source: ViewsSource) -> Background:
         except BadImage:
             continue  # `StoredImages` names it
         borders.append(np.concatenate([square[0], square[-1], square[:, 0], square[:, -1]]))
+    return _ground(borders)
+
+
+def _ground(borders: Sequence[np.ndarray]) -> Background:
+    """What pixels (N, C) uint8 at the borders of some pictures are."""
     if not borders:
         return "scene"
     edge = np.concatenate(borders)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pellucid.cameras import moved, orbit, pixels, rays, rigid, spiral
+from pellucid.cameras import moved, on_sphere, orbit, pixels, rays, rigid, spiral
 from pellucid.methods.base import Method
 from pellucid.nets.nerf import (
     Ask,
@@ -84,6 +84,16 @@ class ViewConfig:
         self.space()
         if self.radius <= 0:
             raise ValueError(f"radius is {self.radius}; cameras stand at a distance above 0")
+        if not self.forward and (self.near >= self.radius + 1 or self.far <= self.radius - 1):
+            raise ValueError(
+                f"radius is {self.radius:g}, and rays run from near = {self.near:g} to far = {self.far:g}, past the "
+                f"unit ball in which the object lies: set near and far to {max(0.05, self.radius - 1):g} and "
+                f"{self.radius + 1:g}"
+            )
+        if self.forward and self.background in ("white", "black"):
+            raise ValueError(
+                f"background is {self.background}, and forward a scene without any plain ground: use none or random"
+            )
         for name, least in (
             ("rays", 1),
             ("samples", 2),
@@ -119,14 +129,24 @@ class Radiance(Method):
         else:
             self.register_buffer("log_focal", first)
 
-    def scene(self) -> list[nn.Parameter]:
-        """What a stage learns of the scene itself: the field, and the focal length where that is learned."""
-        return [*self.field.parameters(), *self.shared]
+    def scene(self) -> dict[str, list[nn.Parameter]]:
+        """The players of what is learned of the scene itself: the field, and the focal length where that is learned."""
+        return {"field": list(self.field.parameters())} | ({"focal": self.shared} if self.shared else {})
+
+    @property
+    def first(self) -> Tensor:
+        """The camera (4, 4) at which those begin that may go anywhere: half-way up, or before a scene."""
+        if self.view.forward:
+            return torch.eye(4, device=self.device)
+        zero = torch.zeros((), device=self.device)
+        return on_sphere(zero, zero + 0.5, self.view.radius)
 
     @property
     def focal(self) -> Tensor:
         """(), in sides of the picture."""
-        return self.log_focal.exp()
+        focal = self.log_focal.exp()
+        # of fog alone, any is right: it would run away before the field shows what it could be told by
+        return focal if self.field.opened >= 1 else focal.detach()
 
     # ---- rays --------------------------------------------------------------------------------
 

@@ -59,7 +59,7 @@ def umeyama(a: Tensor, b: Tensor) -> Similarity:
             "all cameras stand at one point: nothing says how they are turned or how large their world is"
         )
     u, d, vt = torch.linalg.svd((b - mean_b).T @ (a - mean_a) / len(a))
-    sign = torch.ones(3, dtype=torch.float64)
+    sign = torch.ones(3, dtype=torch.float64, device=a.device)
     sign[2] = torch.sign(torch.linalg.det(u) * torch.linalg.det(vt))
     rotation = u @ torch.diag(sign) @ vt
     scale = float((d * sign).sum() / spread)

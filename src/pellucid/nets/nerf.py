@@ -412,7 +412,10 @@ def render(
     way = directions.index_select(0, ray)  # (P, 3)
     points = space.inside(origins.index_select(0, ray) + far.index_select(0, chosen)[:, None] * way)
     if occupancy is not None:
-        kept = occupancy(points.detach(), least).nonzero()[:, 0]
+        kept = occupancy(points.detach(), least)
+        if background == "none":  # all light that is left ends in the last sample, whatever its density
+            kept = kept | (chosen % samples == samples - 1)
+        kept = kept.nonzero()[:, 0]
         chosen, ray, way, points = (v.index_select(0, kept) for v in (chosen, ray, way, points))
     found, shown = (v.to(points.dtype) for v in field(points, way))
     density = points.new_zeros(far.shape).index_copy(0, chosen, found).view(middle.shape)

@@ -16,7 +16,7 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal
 
 from pellucid.config import from_json, to_json
-from pellucid.data.views import Scene
+from pellucid.data.views import Scene, unseen
 from pellucid.methods.base import Method
 from pellucid.methods.registry import METHODS
 from pellucid.nets.unet import UNetConfig
@@ -60,7 +60,7 @@ class DataSpec:
             class_names=data.class_names,
             limit=limit,
             attributes=data.attributes,
-            scene=getattr(data, "scene", None),
+            scene=getattr(data, "scene", None) or (unseen(data) if data.shape[0] in (1, 3) else None),
             count=len(data),
         )
 

@@ -24,15 +24,17 @@ from pellucid.train.trainer import StageConfig, TrainConfig
 if TYPE_CHECKING:
     from pellucid.recipes import DataSpec, Maker, Scale
 
-UNSEEN = Scene(radius=3.0, near=2.0, far=4.0, focal=None, forward=False, background="white")
-"""What is assumed of photographs that come without cameras: a thing in the middle, from all around, on white."""
+AROUND = Scene(radius=3.0, near=2.0, far=4.0, focal=None, forward=False, background="white")
+"""Where nothing is known of the pictures: a thing in the middle, from all around, on white."""
+INTO = Scene(radius=0.5, near=1.0, far=32.0, focal=None, forward=True, background="scene")
+"""Where it is only known that cameras look into a scene side by side."""
 FOCAL = 1.4
 """Where no focal length is known: an angle of view of 39 degrees, that of a normal lens. It is learned from there."""
 
 
 def view(scale: Scale, data: DataSpec) -> ViewConfig:
     """The scene of the data, with the field and the rays of a scale."""
-    scene = data.scene or UNSEEN
+    scene = data.scene or AROUND
     background: Background = "none" if scene.background == "scene" else scene.background
     field = {
         "tiny": FieldConfig(width=8, depth=1, grids=(4, 8), features=2),
@@ -85,10 +87,12 @@ def encoder(scale: Scale, data: DataSpec) -> UNetConfig:
     )
 
 
+POSE_RATES: Mapping[Scale, float] = {"tiny": 0.1, "cpu": 0.03, "gpu": 0.1, "paper": 0.2}
+"""Of the encoder, as a factor on the field's rate."""
+
+
 def training(scale: Scale) -> TrainConfig:
-    """Adam's rate is that of the field; poses have theirs by a factor."""
-    slower = {"tiny": 0.1, "cpu": 0.03, "gpu": 0.1, "paper": 0.2}[scale]
-    stages = {"lift": StageConfig(lr_of={"poses": slower})}
+    """Adam's rate is that of the field; poses have theirs by a factor, see `POSE_RATES`."""
     if scale == "tiny":
         return TrainConfig(
             steps=20,
@@ -98,21 +102,20 @@ def training(scale: Scale) -> TrainConfig:
             flip=False,
             log_every=5,
             checkpoint_every=10,
-            stages=stages,
         )
     if scale == "cpu":
         return TrainConfig(
             steps=2500, batch_size=16, lr=1e-2, ema_decay=0.99, warmup=200, decay=0.3, flip=False, log_every=25,
-            sample_every=0, checkpoint_every=500, keep_last=20, stages=stages,
+            sample_every=0, checkpoint_every=500, keep_last=20,
         )  # fmt: skip
     if scale == "gpu":
         return TrainConfig(
             steps=40_000, batch_size=32, lr=1e-3, ema_decay=0.999, warmup=500, decay=0.3, precision="fp32", flip=False,
-            log_every=50, sample_every=0, checkpoint_every=2000, stages=stages,
+            log_every=50, sample_every=0, checkpoint_every=2000, keep_last=20,
         )  # fmt: skip
     return TrainConfig(
         steps=200_000, batch_size=4, lr=1e-4, betas=(0.9, 0.999), ema_decay=0.999, flip=False, log_every=100,
-        sample_every=0, checkpoint_every=5000, stages=stages,
+        sample_every=0, checkpoint_every=10_000, keep_last=20,
     )  # fmt: skip
 
 
@@ -126,44 +129,66 @@ def lift3d(
     **poses: Any,
 ) -> tuple[str, Lift3DConfig, TrainConfig]:
     """Ours; `poses` are fields of `PoseConfig`. A scene that cameras look into has one camera for each picture."""
-    scene = data.scene or UNSEEN
-    kind: Literal["single", "candidates"] = "single" if single or scene.forward else "candidates"
+    enough(data)
+    own = view(scale, data)
+    kind: Literal["single", "candidates"] = "single" if single or own.forward else "candidates"
     small: dict[str, int] = {
         "tiny": {"hidden": 16, "pick_rays": 8, "pick_samples": 8},
         "cpu": {"pick_samples": 16, "pick_grid": 32},
         "gpu": {},
         "paper": {},
     }[scale]
-    if kind == "single":
-        candidates = 1
     config = Lift3DConfig(
         size=data.size,
         channels=data.channels,
         encoder=encoder(scale, data),
-        poses=PoseConfig(kind=kind, candidates=candidates, **small | poses),
-        view=view(scale, data),
+        poses=PoseConfig(kind=kind, candidates=1 if kind == "single" else candidates, **small | poses),
+        view=own,
         noisy=noisy,
+        low_share=0.75 if noisy and scale in ("tiny", "cpu") else 0.0,
     )
-    return "lift3d", config, training(scale)
+    return "lift3d", config, with_rates(training(scale), "lift", own, poses=POSE_RATES[scale])
+
+
+def into(scale: Scale, data: DataSpec) -> tuple[str, Lift3DConfig, TrainConfig]:
+    """Of a scene that cameras look into side by side, where the pictures do not say that they do."""
+    forward = data.scene is not None and data.scene.forward
+    return lift3d(scale, data if forward else replace(data, scene=INTO))
 
 
 def nerf(
     scale: Scale, data: DataSpec, *, poses: Literal["given", "learned"] = "given"
 ) -> tuple[str, NeRFConfig, TrainConfig]:
     """The same field with the data's own cameras, or with cameras that are parameters."""
+    enough(data)
     own = view(scale, data)
-    given = poses == "given"
-    # known cameras need no slow opening; and no pose hinders more rays
-    own = replace(own, opens=own.opens // 4, learn_focal=False) if given else own
-    config = NeRFConfig(
-        size=data.size, channels=data.channels, view=own, poses=poses, views=0 if given else data.count
-    )
-    stages = {} if given else {"fit": training(scale).stages["lift"]}
-    return "nerf", config, replace(training(scale), stages=stages)
+    if poses == "given":  # known cameras need no slow opening
+        own = replace(own, opens=own.opens // 4, learn_focal=False)
+    views = 0 if poses == "given" else data.count
+    config = NeRFConfig(size=data.size, channels=data.channels, view=own, poses=poses, views=views)
+    # a parameter of one picture is stepped on with that alone, and has as far to go as an encoder's word
+    rates = {} if poses == "given" else {"poses": 10 * POSE_RATES[scale]}
+    return "nerf", config, with_rates(training(scale), "fit", own, **rates)
+
+
+def enough(data: DataSpec) -> None:
+    """A ValueError where there are too few views for a scene."""
+    if 0 < data.count < 3:
+        raise ValueError(
+            f"{data.spec} has {data.count} photograph{'s' * (data.count > 1)} to learn from, and a scene needs "
+            f"three views at the very least, and tens to be seen from all around"
+        )
+
+
+def with_rates(train: TrainConfig, stage: str, own: ViewConfig, **rates: float) -> TrainConfig:
+    """Training in which players have rates of their own, as factors on the field's."""
+    rates |= {"focal": 0.03} if own.learn_focal else {}
+    return replace(train, stages={stage: StageConfig(lr_of=rates)})
 
 
 RECIPES: Mapping[str, Maker] = {
     "lift3d": lift3d,
+    "lift3d-forward": into,
     "lift3d-clean": partial(lift3d, noisy=False),
     "lift3d-single": partial(lift3d, single=True),
     "lift3d-4": partial(lift3d, candidates=4),

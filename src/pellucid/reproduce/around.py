@@ -26,6 +26,7 @@ from pellucid.reproduce.views import (
     Found,
     Photographs,
     camera_figure,
+    changed_for,
     columns,
     found_by_lift,
     found_by_nerf,
@@ -72,14 +73,14 @@ def compared(
     held_of = {spec: Photographs.of(setting, spec, "test") for spec in setting.data}
     see = extractor(report, small=setting.scale == "tiny")
     report.columns = columns(see)
-    train_all(setting, [(recipe, {}) for recipe in chosen.values()])
+    train_all(setting, [(recipe, changed_for(recipe)) for recipe in chosen.values()])
     refine = REFINED[setting.scale]
     for spec in setting.data:
         train, held = Photographs.of(setting, spec, "train"), held_of[spec]
         for seed in setting.seeds:
             found: dict[str, Found] = {}
             for row, recipe in chosen.items():
-                method, _ = trained(setting, recipe, spec, seed)
+                method, _ = trained(setting, recipe, spec, seed, changed=changed_for(recipe))
                 if isinstance(method, NeRF):
                     found[row] = found_by_nerf(method, train, held, seed, refine=refine)
                 else:
@@ -101,7 +102,8 @@ def compared(
             if any(f.trained is not None for f in found.values()):
                 report.pictures.append(camera_figure(setting, f"{stem}-cameras-{seed}", found, train))
             if seed == setting.seeds[0] and "Lift3D" in chosen:
-                method, _ = trained(setting, chosen["Lift3D"], spec, seed)
+                recipe = chosen["Lift3D"]
+                method, _ = trained(setting, recipe, spec, seed, changed=changed_for(recipe))
                 assert isinstance(method, Lift3D)
                 report.pictures.append(from_noise(setting, f"{stem}-noise", method))
                 report.pictures.append(
@@ -147,12 +149,12 @@ def from_noise(setting: Setting, name: str, method: Lift3D) -> str:
     """Figure 3.9: what the denoiser takes noise for, from the first step to the last; a row for each draw."""
     steps = min(method.config.steps, {"tiny": 4}.get(setting.scale, 100))
     rng = torch.Generator().manual_seed(0)
-    x_T = torch.randn(4, *method.image_shape, generator=rng)
+    x_T = torch.randn(4, *method.image_shape, generator=rng).to(method.device)
     shown: list[Tensor] = []
 
     def on_step(i: int, t: float, x_t: Tensor, x0: Tensor) -> None:
         if i in {round(j * (steps - 1) / 5) for j in range(6)}:
-            shown.append(torch.stack([x_t.clamp(-1, 1), x0], 1))
+            shown.append(torch.stack([x_t.clamp(-1, 1), x0], 1).cpu())
 
     method.drawn(x_T, levels(steps, table=method.config.steps), on_step=on_step)
     lines = torch.stack(shown, 1).flatten(0, 2)  # (draws x moments x 2, C, H, W)
@@ -165,8 +167,9 @@ def from_noise(setting: Setting, name: str, method: Lift3D) -> str:
 
 def over_training(setting: Setting, name: str, recipe: str, spec: str, seed: int, train: Photographs) -> str:
     """Figure 3.7: cameras of training views, candidates and those chosen, at some checkpoints of the run."""
-    _, made = trained(setting, recipe, spec, seed)
-    folders = sorted(steps_of(run_folder(setting, recipe, spec, seed)))
+    changed = changed_for(recipe)
+    _, made = trained(setting, recipe, spec, seed, changed=changed)
+    folders = sorted(steps_of(run_folder(setting, recipe, spec, seed, changed=changed)))
     spread = np.unique(np.linspace(0, len(folders) - 1, MOMENTS).round().astype(int))
     figure = blank(3.2 * len(spread), 6.0)
     for i, which in enumerate(spread):

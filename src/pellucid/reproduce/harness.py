@@ -292,9 +292,11 @@ def _planned(
     return data, made, setting.out / "runs" / f"{name}-{file_name(spec)}-{seed}-{key}"
 
 
-def run_folder(setting: Setting, name: str, spec: str, seed: int) -> Path:
-    """Where `trained` keeps the run of a recipe as it stands."""
-    return _planned(setting, name, spec, seed, {})[2]
+def run_folder(
+    setting: Setting, name: str, spec: str, seed: int, *, changed: Mapping[str, Any] = MappingProxyType({})
+) -> Path:
+    """Where `trained` keeps the run of a recipe."""
+    return _planned(setting, name, spec, seed, changed)[2]
 
 
 def trained(

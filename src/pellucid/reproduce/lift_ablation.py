@@ -32,6 +32,12 @@ def run(setting: Setting) -> Report:
     rows |= {f"lambda {weight:g}": (USUAL[0], weight) for weight in WEIGHTS if weight != USUAL[1]}
     chosen = setting.chosen(rows)
     held_of = {spec: Photographs.of(setting, spec, "test") for spec in setting.data}
+    for spec in setting.data:
+        made = recipe("lift3d", setting.scale, DataSpec.of(spec, data_for(setting, spec, "train"))).config
+        if made.poses.kind != "candidates":
+            raise ValueError(
+                f"{spec} is a scene that cameras look into: it has one camera a picture, no candidates"
+            )
     networks = {row: changed_to(setting, *how) for row, how in chosen.items()}
     train_all(setting, [("lift3d", changed) for changed in networks.values()])
     for spec in setting.data:
@@ -56,9 +62,10 @@ def run(setting: Setting) -> Report:
 
 def changed_to(setting: Setting, candidates: int, weight: float) -> dict[str, Any]:
     """Fields of the recipe's config that are others; none for the recipe as it is."""
+    usual = {"patience": 0}  # what collapses belongs to the table
     if (candidates, weight) == USUAL:
-        return {}
+        return usual
     spec = setting.data[0]
     config = recipe("lift3d", setting.scale, DataSpec.of(spec, data_for(setting, spec, "train"))).config
     assert isinstance(config, Lift3DConfig)
-    return {"poses": replace(config.poses, candidates=candidates, score_weight=weight)}
+    return usual | {"poses": replace(config.poses, candidates=candidates, score_weight=weight)}

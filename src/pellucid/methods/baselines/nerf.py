@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from pellucid.cameras import moved, on_sphere
+from pellucid.cameras import moved
 from pellucid.methods.base import Stage, resolve
 from pellucid.methods.radiance import Radiance, ViewConfig, camera_control, chosen_rays
 from pellucid.types import Batch, Sample
@@ -47,14 +47,6 @@ class NeRF(Radiance):
         self.moves = nn.Parameter(torch.zeros(config.views, 6)) if config.poses == "learned" else None
         self.controls = camera_control()
         self.readouts = {}
-
-    @property
-    def first(self) -> Tensor:
-        """The camera (4, 4) that learned poses begin at."""
-        if self.view.forward:
-            return torch.eye(4, device=self.device)
-        zero = torch.zeros((), device=self.device)
-        return on_sphere(zero, zero + 0.5, self.view.radius)
 
     def cameras(self, which: Tensor) -> Tensor:
         """The learned cameras (B, 4, 4) of training pictures (B,)."""
@@ -107,7 +99,7 @@ class Fitting(Stage):
 
     def __init__(self, method: NeRF) -> None:
         self.method = method
-        self.players = {"field": method.scene()}
+        self.players = method.scene()
         if method.moves is not None:
             self.players["poses"] = [method.moves]
 

@@ -74,6 +74,8 @@ class PoseConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1")
         if self.pick_grid < 0 or self.pick_grid == 1:
             raise ValueError(f"pick_grid is {self.pick_grid}; 0, or at least 2 points a side")
+        if self.kind == "single" and self.candidates != 1:
+            raise ValueError(f"candidates is {self.candidates} and kind single, of which there is 1")
         if self.overlap < 0 or self.score_weight < 0:
             raise ValueError(f"overlap is {self.overlap} and score_weight {self.score_weight}; 0 or more")
 
@@ -88,10 +90,14 @@ class Lift3DConfig:
     view: ViewConfig = field(default_factory=ViewConfig)
     noisy: bool = True
     """Poses are learned from noisy views; of clean ones it is an autoencoder (the paper's ablation)."""
+    low_share: float = 0.0
+    """Share of the views that get little noise, a fifth of the times, once the field shows all its detail (before, by
+    the square of what it shows): where all is noise no camera can be right, and what is rendered from wrong ones blurs
+    the field. The paper has none."""
     steps: int = 100
     """Of the diffusion. Its betas are Ho et al.'s, larger by 1000 / steps, so that the last step is noise."""
     patience: int = 2000
-    """Steps after which the cameras have to be more than one."""
+    """Steps after which the cameras have to be more than one, or training stops; 0 lets it go on."""
 
     def __post_init__(self) -> None:
         if self.encoder.channels != self.channels:
@@ -101,6 +107,11 @@ class Lift3DConfig:
         if self.size % self.encoder.stride:
             raise ValueError(
                 f"size is {self.size}, and the encoder makes it {self.encoder.stride} times smaller: use a multiple"
+            )
+        if self.view.forward and self.poses.kind != "single":
+            raise ValueError(
+                "view.forward is a scene that cameras look into side by side, and poses.kind candidates all about an "
+                "object: train lift3d-forward, or set poses.kind=single and poses.candidates=1"
             )
         if self.steps < 21:
             raise ValueError(f"steps is {self.steps}; with fewer than 21 the largest beta would pass 1")
@@ -123,9 +134,7 @@ class Lift3D(Radiance):
         poses, radius = config.poses, config.view.radius
         self.poses: nn.Module
         if poses.kind == "single":
-            first = torch.eye(4)
-            first[2, 3] = 0.0 if config.view.forward else radius
-            self.poses, self.candidates = Single(dim, first=first, hidden=poses.hidden), 1
+            self.poses, self.candidates = Single(dim, first=self.first, hidden=poses.hidden), 1
         else:
             self.candidates = poses.candidates
             self.poses = Candidates(
@@ -273,18 +282,19 @@ class Lifting(Stage):
 
     def __init__(self, method: Lift3D) -> None:
         self.method = method
+        self.chosen: list[Tensor] = []
         heads = [method.encoder, method.time, method.poses]
-        self.players = {"field": method.scene(), "poses": [p for part in heads for p in part.parameters()]}
+        self.players = method.scene() | {"poses": [p for part in heads for p in part.parameters()]}
 
     def losses(self, batch: Batch, rng: torch.Generator) -> Iterator[tuple[Any, dict[str, Tensor]]]:
         method, x0 = self.method, batch.x0
         config = method.config
         if config.noisy:
-            t = (
-                torch.rand(len(x0), generator=rng, device=rng.device).mul(config.steps).floor().add(1)
-                / config.steps
-            )
-            t = t.to(x0.device)
+            u = torch.rand(len(x0), generator=rng, device=rng.device)
+            opened = float(method.field.opened)
+            low = torch.rand(len(x0), generator=rng, device=rng.device) < config.low_share * opened**2
+            u = torch.where(low, u / 5, u)
+            t = (u.mul(config.steps).floor().add(1) / config.steps).to(x0.device)
             poses = method.posed(method.noised(x0, t, rng), t)
         else:
             poses = method.posed(x0, torch.zeros(len(x0), device=x0.device))
@@ -294,21 +304,33 @@ class Lifting(Stage):
         terms = {"denoise": (seen.colour.view_as(there) - there).square().mean()}
         if method.candidates > 1:
             terms["scores"] = config.poses.score_weight * F.cross_entropy(poses.scores, won)
-            used = F.one_hot(won, method.candidates).float().mean(0)
-            method.usage.lerp_(used, 0.02)
+            self.chosen.append(F.one_hot(won, method.candidates).float().mean(0))
             terms["_accuracy"] = (poses.scores.argmax(1) == won).float().mean()
-            terms["_used"] = method.usage.clamp(min=1e-9).log().mul(method.usage).sum().neg().exp()
-        yield ("field", "poses"), terms
+            terms["_used"] = in_use(method.usage)
+        yield tuple(self.players), terms
 
     def after_step(self, step: int) -> None:
         method = self.method
         method.after_views(step)
-        usage = method.usage
-        used = math.exp(-float((usage * usage.clamp(min=1e-9).log()).sum()))
-        if method.candidates > 2 and step + 1 >= method.config.patience and used < COLLAPSED_BELOW:
+        if method.candidates == 1:
+            return
+        # of the whole batch, whoever computed its parts: all processes have to come to one conclusion
+        used = torch.stack(self.chosen).mean(0)
+        self.chosen.clear()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(used)
+            used /= torch.distributed.get_world_size()
+        method.usage.lerp_(used.to(method.usage), 0.02)
+        patience, left = method.config.patience, float(in_use(method.usage))
+        if method.candidates > 2 and patience and step + 1 >= patience and left < COLLAPSED_BELOW:
             raise CollapseError(
-                f"nearly all photographs choose one camera of {method.candidates} ({used:.1f} in use), so that the "
+                f"nearly all photographs choose one camera of {method.candidates} ({left:.1f} in use), so that the "
                 f"field is a picture and no scene. Try a lower poses.score_weight (now "
                 f"{method.config.poses.score_weight:g}), more candidates, or elevations (poses.low, poses.high) that "
                 f"fit the photographs; an object that looks the same from all sides has no poses to find"
             )
+
+
+def in_use(usage: Tensor) -> Tensor:
+    """How many of M there are in use, by the exponential of the entropy of their shares (M,)."""
+    return usage.clamp(min=1e-9).log().mul(usage).sum().neg().exp()
