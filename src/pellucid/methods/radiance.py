@@ -203,7 +203,7 @@ def telling_rays(
     spread = (torch.arange(count, device=x0.device) + drawn) / count
     chosen = torch.searchsorted(odds.cumsum(1), spread).clamp(max=side**2 - 1)
     there = colours.gather(1, chosen[..., None].expand(-1, -1, c))
-    return places[chosen], there, 1 / (count * odds.gather(1, chosen))
+    return places[chosen], there, 1 / (count * side**2 * odds.gather(1, chosen))
 
 
 def view_readouts() -> dict[str, Readout]:
