@@ -138,21 +138,16 @@ class Radiance(Method):
         side = size or self.image_shape[-1]
         at = pixels(side, device=cameras.device)
         many = max(1, self.view.budget // self.view.fine_samples)
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        shape = (len(cameras), side * side)
+        colour = cameras.new_empty(*shape, self.image_shape[0])
+        depth, opacity = cameras.new_empty(shape), cameras.new_empty(shape)
         for i in range(len(cameras)):
             own = focal[i : i + 1] if focal is not None and focal.ndim else focal
-            parts = [
-                self.seen(cameras[i : i + 1], part, self.view.fine_samples, None, focal=own)
-                for part in at.split(many)
-            ]
-            colour, depth, opacity = (
-                torch.cat([getattr(p, k) for p in parts]) for k in ("colour", "depth", "opacity")
-            )
-            found.append(
-                (colour.T.unflatten(1, (side, side)), depth.view(side, side), opacity.view(side, side))
-            )
-        colour, depth, opacity = (torch.stack(v) for v in zip(*found, strict=True))
-        return colour.clamp(-1, 1), depth, opacity
+            for rows in torch.arange(side * side, device=at.device).split(many):
+                seen = self.seen(cameras[i : i + 1], at[rows], self.view.fine_samples, None, focal=own)
+                colour[i, rows], depth[i, rows], opacity[i, rows] = seen.colour, seen.depth, seen.opacity
+        colour, depth, opacity = (v.unflatten(1, (side, side)) for v in (colour.clamp(-1, 1), depth, opacity))
+        return colour.permute(0, 3, 1, 2).contiguous(), depth, opacity
 
     def around(self, n: int) -> Tensor:
         """n cameras (n, 4, 4) from all around, half-way up; or looking into a scene, on a small circle."""
