@@ -15,7 +15,7 @@ Rays: a network of Fourier features, forward and backward through 2,048 rays, ag
 rows (`rendering`, its dense path) around the same network. Once on the scene, where ours leaves out what lies outside
 the unit ball; once with a ball so large that both ask the same places.
 
-Memory: the most that a picture of 128 pixels takes against one of 32, one budget of samples for both.
+Memory: the most that a picture of 128 pixels takes against sixteen of 32, with one budget of samples.
 """
 
 from __future__ import annotations
@@ -255,9 +255,9 @@ def a_picture(size: int) -> Step:
     """A picture of so many pixels, 2^15 samples at once."""
     from pellucid.methods.radiance import Radiance, ViewConfig
 
-    # seen from so near that all rays meet the ball: parts of a small picture ask as many places as those of a large one
+    # so near that all rays meet the ball, and as many parts, one after another: what grows is the picture alone
     method = Radiance(ViewConfig(budget=2**15, focal=4.0), SIZE, 3)
-    cameras = method.around(1)
+    cameras = method.around((128 // size) ** 2)
 
     def step() -> None:
         method.pictures(cameras, size=size)
@@ -269,7 +269,7 @@ def memory() -> list[Row]:
     if not measurable():
         return []
     large, small = (peak(loaded, partial(a_picture, size)) for size in (128, 32))
-    return [row("memory of 128 pixels, of 32", large, small, large / small, 1.25, "lower", "MiB")]
+    return [row("memory of a picture of 128 pixels, of 16 of 32", large, small, large / small, 1.25, "lower", "MiB")]
 
 
 def row(
