@@ -269,7 +269,17 @@ def memory() -> list[Row]:
     if not measurable():
         return []
     large, small = (peak(loaded, partial(a_picture, size)) for size in (128, 32))
-    return [row("memory of a picture of 128 pixels, of 16 of 32", large, small, large / small, 1.25, "lower", "MiB")]
+    return [
+        row(
+            "memory of a picture of 128 pixels, of 16 of 32",
+            large,
+            small,
+            large / small,
+            1.25,
+            "lower",
+            "MiB",
+        )
+    ]
 
 
 def row(
