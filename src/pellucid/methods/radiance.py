@@ -186,19 +186,15 @@ class Radiance(Method):
         shape = (side, width or side)
         at = pixels(*shape, device=cameras.device)
         many = max(1, self.view.budget // self.view.fine_samples)
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        colour = cameras.new_empty(len(cameras), len(at), self.image_shape[0])
+        depth, opacity = (cameras.new_empty(len(cameras), len(at)) for _ in range(2))
         for i in range(len(cameras)):
             own = focal[i : i + 1] if focal is not None and focal.ndim else focal
-            parts = [
-                self.seen(cameras[i : i + 1], part, self.view.fine_samples, None, focal=own)
-                for part in at.split(many)
-            ]
-            colour, depth, opacity = (
-                torch.cat([getattr(p, k) for p in parts]) for k in ("colour", "depth", "opacity")
-            )
-            found.append((colour.T.unflatten(1, shape), depth.view(shape), opacity.view(shape)))
-        colour, depth, opacity = (torch.stack(v) for v in zip(*found, strict=True))
-        return colour.clamp(-1, 1), depth, opacity
+            for rows in torch.arange(len(at), device=at.device).split(many):
+                seen = self.seen(cameras[i : i + 1], at[rows], self.view.fine_samples, None, focal=own)
+                colour[i, rows], depth[i, rows], opacity[i, rows] = seen.colour, seen.depth, seen.opacity
+        colour, depth, opacity = (v.unflatten(1, shape) for v in (colour.clamp(-1, 1), depth, opacity))
+        return colour.permute(0, 3, 1, 2).contiguous(), depth, opacity
 
     def refined(self, cameras: Tensor, x: Tensor, steps: int, rng: torch.Generator) -> Tensor:
         """Cameras (B, 4, 4) moved so that what the field shows from there is closer to pictures (B, C, H, W).
@@ -298,7 +294,7 @@ def telling_rays(
     spread = (torch.arange(count, device=x0.device) + drawn) / count
     chosen = torch.searchsorted(odds.cumsum(1), spread).clamp(max=side**2 - 1)
     there = colours.gather(1, chosen[..., None].expand(-1, -1, c))
-    return places[chosen], there, 1 / (count * odds.gather(1, chosen))
+    return places[chosen], there, 1 / (count * side**2 * odds.gather(1, chosen))
 
 
 def view_readouts(view: ViewConfig) -> dict[str, Readout]:

@@ -59,7 +59,7 @@ def umeyama(a: Tensor, b: Tensor) -> Similarity:
             "all cameras stand at one point: nothing says how they are turned or how large their world is"
         )
     u, d, vt = torch.linalg.svd((b - mean_b).T @ (a - mean_a) / len(a))
-    sign = torch.ones(3, dtype=torch.float64, device=a.device)
+    sign = torch.ones_like(d)
     sign[2] = torch.sign(torch.linalg.det(u) * torch.linalg.det(vt))
     rotation = u @ torch.diag(sign) @ vt
     scale = float((d * sign).sum() / spread)
@@ -72,18 +72,13 @@ def aligned(found: Tensor, true: Tensor) -> Similarity:
     Of each camera its place counts, and the places a step of the cameras' spread along its three axes, so that cameras
     on a line or at one point, which leave the places' similarity open, are aligned too.
     """
-    size = lambda c: float((c[:, :3, 3] - c[:, :3, 3].mean(0)).double().square().sum(1).mean().sqrt())
-    ratio = _ratio(size(found), size(true))
-    marks = lambda c, step: torch.cat(
-        [c[:, :3, 3], *(c[:, :3, 3] + step * c[:, :3, k] for k in range(3))]
-    ).double()
-    step = max(size(true), 1e-6)
-    return umeyama(marks(found.double(), step / ratio), marks(true.double(), step))
-
-
-def _ratio(found: float, true: float) -> float:
-    """How much larger the true world is, by the spread of its cameras; 1 where the found ones have none."""
-    return true / found if found > 1e-9 else 1.0
+    spread = lambda c: float((c[:, :3, 3] - c[:, :3, 3].mean(0)).square().sum(1).mean().sqrt())
+    found, true = found.double(), true.double()
+    sizes = spread(found), spread(true)
+    if min(sizes) < 1e-9:  # one world's size is not known: a step in it is a step in the other
+        sizes = (max(sizes) if max(sizes) > 1e-9 else 1.0,) * 2
+    marks = lambda c, step: torch.cat([c[:, :3, 3], *(c[:, :3, 3] + step * c[:, :3, k] for k in range(3))])
+    return umeyama(marks(found, sizes[0]), marks(true, sizes[1]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,7 @@ def view(scale: Scale, data: DataSpec) -> ViewConfig:
     }[scale]
     sampled: dict[str, int] = {
         "tiny": {"rays": 8, "samples": 8, "fine_samples": 8},
-        "cpu": {"rays": 128, "samples": 32, "fine_samples": 64, "opens": 2000},
+        "cpu": {"rays": 128, "samples": 32, "fine_samples": 64, "opens": 2000, "budget": 2**17},
         "gpu": {
             "rays": 512,
             "samples": 64,

@@ -31,6 +31,8 @@ class NeRFConfig:
                 f"views is {self.views} and poses {self.poses!r}: learned poses need the number of training pictures, "
                 f"and given ones none"
             )
+        if self.view.learn_focal and self.poses == "given":
+            raise ValueError("learn_focal has nothing to learn: given cameras come with their focal lengths")
 
 
 class NeRF(Radiance):

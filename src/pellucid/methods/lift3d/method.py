@@ -58,8 +58,8 @@ class PoseConfig:
     score_weight: float = 0.1
     """lambda, the weight of the classifier (eq. 3.4)."""
     pick_rays: int = 256
-    """Rays of each picture by which the best candidate is chosen, without gradients; before that the worse half is left
-    out, by a tenth of them and then by twice as many, until three are left."""
+    """Rays of each picture by which the better of the two best candidates is chosen, without gradients. The others are
+    left out before, half of them by a tenth of the rays, and so on by twice as many."""
     pick_samples: int = 24
     pick_grid: int = 0
     """Points a side of the grid that stands for the field then; 0: the field is asked itself."""
@@ -185,9 +185,9 @@ class Lift3D(Radiance):
         rows = torch.arange(len(x0), device=x0.device)[:, None]
         errors = torch.zeros(left.shape, device=x0.device)  # of those still in: the sum over rays so far
         count = pose.pick_rays if pose.pick_rays >= whole else max(1, pose.pick_rays // 10)
-        while left.shape[1] > 3 and count < pose.pick_rays:
+        while (still := left.shape[1]) > 2 and count < pose.pick_rays:
             errors += count * self._errors(field, cameras[rows, left], x0, count, rng)
-            kept = errors.topk(left.shape[1] // 2, dim=1, largest=False).indices
+            kept = errors.topk(still // 2 if still > 7 else 2, dim=1, largest=False).indices
             left, errors, count = left.gather(1, kept), errors.gather(1, kept), 2 * count
         errors += pose.pick_rays * self._errors(field, cameras[rows, left], x0, pose.pick_rays, rng)
         return left.gather(1, errors.argmin(1, keepdim=True))[:, 0]

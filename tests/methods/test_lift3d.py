@@ -1,0 +1,552 @@
+"""Candidates and their sectors, who wins and who learns from it, and a coloured cube whose rays are known exactly."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+from torch.nn import functional as F
+
+from pellucid.cameras import angle_between, angles_of, on_sphere, pixels, rays
+from pellucid.methods.base import CollapseError
+from pellucid.methods.baselines.nerf import NeRF, NeRFConfig
+from pellucid.methods.lift3d.poses import Candidates, Single, moved, sectors
+from pellucid.methods.radiance import ViewConfig, chosen_rays, telling_rays
+from pellucid.nets.nerf import Baked, FieldConfig, Space, make_field, render
+from pellucid.process.schedule import TabulatedSchedule, alpha_sigma
+from pellucid.recipes import DataSpec, build, recipe
+from pellucid.types import Batch
+
+SPHERE = {"low": -math.pi / 2, "high": math.pi / 2}
+SPEC = DataSpec(spec="views-boxes", size=16, count=4)
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def pictures(n: int, seed: int = 1) -> torch.Tensor:
+    return torch.rand(n, 3, 16, 16, generator=rng(seed)) * 2 - 1
+
+
+def lift(**poses):
+    """A tiny model whose field is no fog and whose candidates differ from picture to picture."""
+    made = recipe("lift3d", "tiny", SPEC)
+    config = replace(made.config, poses=replace(made.config.poses, **poses))
+    torch.manual_seed(3)
+    method = build(replace(made, config=config))
+    for p in method.parameters():
+        p.data += 0.3 * torch.randn(p.shape)
+    return method
+
+
+# ---- sectors
+
+
+def solid(sector: torch.Tensor) -> torch.Tensor:
+    (first, last), (low, high) = sector.double()
+    return (last - first) * (high.sin() - low.sin())
+
+
+def test_eight_of_the_whole_sphere_are_its_octants():
+    found = sectors(8, **SPHERE)
+    quarter = math.pi / 2
+    expected = [
+        [[k * quarter, (k + 1) * quarter], span]
+        for span in ([-quarter, 0.0], [0.0, quarter])
+        for k in range(4)
+    ]
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+@pytest.mark.parametrize(("low", "high"), [(-90, 90), (0, 90), (-30, 45), (10, 12), (80, 90)])
+def test_sectors_share_the_band_out_evenly_and_leave_nothing(low, high):
+    band = {"low": math.radians(low), "high": math.radians(high)}
+    whole = 2 * math.pi * (math.sin(band["high"]) - math.sin(band["low"]))
+    height = torch.rand(2000, generator=rng(), dtype=torch.float64)
+    elevation = torch.asin(math.sin(band["low"]) + height * (math.sin(band["high"]) - math.sin(band["low"])))
+    azimuth = 2 * math.pi * torch.rand(2000, generator=rng(1), dtype=torch.float64)
+    for m in range(1, 31):
+        found = sectors(m, **band)
+        assert found.shape == (m, 2, 2)
+        areas = torch.stack([solid(s) for s in found])
+        torch.testing.assert_close(areas, torch.full_like(areas, whole / m), rtol=1e-4, atol=1e-6)
+        (first, last), (bottom, top) = found.double().permute(1, 2, 0)
+        turned = (azimuth[:, None] - first) % (2 * math.pi) < last - first
+        inside = turned & (elevation[:, None] >= bottom) & (elevation[:, None] < top)
+        hit = inside.sum(1)
+        assert (hit <= 1).double().mean() == 1
+        assert (hit == 1).double().mean() > 0.998  # but for the rounding of borders
+
+
+@pytest.mark.parametrize(("m", "low", "high"), [(0, -1.0, 1.0), (4, 1.0, 0.5), (4, -2.0, 0.0)])
+def test_bands_that_are_none_are_refused(m, low, high):
+    with pytest.raises(ValueError, match="at least one, and"):
+        sectors(m, low=low, high=high)
+
+
+# ---- heads
+
+
+def candidates(m: int = 12, *, overlap: float = 0.25, loud: float = 1.0, **band) -> Candidates:
+    torch.manual_seed(0)
+    made = Candidates(7, m, radius=2.5, overlap=overlap, hidden=9, **(band or SPHERE))
+    for p in made.parameters():
+        p.data.normal_(std=loud)
+    return made.double()
+
+
+@pytest.mark.parametrize("m", [1, 5, 8, 12])
+@pytest.mark.parametrize("loud", [1.0, 100.0])
+def test_a_candidate_stays_in_its_sector_whatever_comes(m, loud):
+    band = {"low": 0.1, "high": math.pi / 2}
+    head = candidates(m, loud=loud, **band)
+    poses = head(torch.randn(64, 7, generator=rng(), dtype=torch.float64))
+    assert poses.cameras.shape == (64, m, 4, 4)
+    assert poses.scores.shape == (64, m)
+    cameras = poses.cameras
+    torch.testing.assert_close(
+        cameras[..., :3, 3], 2.5 * cameras[..., :3, 2]
+    )  # at the radius, towards the origin
+    azimuth, elevation = angles_of(cameras)
+    (first, last), (bottom, top) = sectors(m, **band).double().permute(1, 2, 0)
+    wide, tall = 0.25 * (last - first), 0.25 * (top - bottom)
+    assert (elevation >= (bottom - tall).clamp(*band.values()) - 1e-6).all()
+    assert (elevation <= (top + tall).clamp(*band.values()) + 1e-6).all()
+    sure = elevation < math.pi / 2 - 1e-4  # at the pole itself a place has no azimuth
+    turned = (azimuth - (first - wide) + 1e-6) % (2 * math.pi)
+    assert (turned <= last - first + 2 * wide + 2e-6)[sure].all()
+
+
+def test_candidates_begin_in_the_middle_of_their_sectors():
+    head = Candidates(7, 12, low=0.0, high=math.pi / 2, radius=3.0, overlap=0.0, hidden=9)
+    cameras = head(torch.randn(2, 7, generator=rng())).cameras
+    middle = sectors(12, low=0.0, high=math.pi / 2).mean(2)
+    torch.testing.assert_close(cameras, on_sphere(middle[:, 0], middle[:, 1], 3.0).expand(2, -1, -1, -1))
+
+
+@pytest.mark.parametrize("m", [1, 3, 8])
+def test_gradients_of_candidates_are_right_to_the_poles(m):
+    """With a saturated offset the camera stands at the very pole."""
+    head = candidates(m)
+    x = torch.randn(2, 7, generator=rng(), dtype=torch.float64).requires_grad_()
+    assert gradcheck(lambda h: head(h).cameras, (x,))
+    head.offsets.weight.data.zero_()
+    head.offsets.bias.data.fill_(60.0)
+    _, elevation = angles_of(head(x).cameras)
+    assert elevation.max() > math.pi / 2 - 1e-6
+    assert gradcheck(lambda h: head(h).cameras, (x,))
+    (head(x).cameras.sum() + head(x).scores.sum()).backward()
+    assert all(p.grad.isfinite().all() for p in head.parameters())
+
+
+def test_one_camera_begins_where_it_was_told_and_its_gradient_is_right_there():
+    first = on_sphere(torch.tensor(0.3), torch.tensor(0.4), 3.0)
+    head = Single(7, first=first, hidden=9).double()
+    x = torch.randn(2, 7, generator=rng(), dtype=torch.float64).requires_grad_()
+    torch.testing.assert_close(head(x).cameras[:, 0], first.double().expand(2, -1, -1))
+    move = torch.zeros(2, 6, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda m: moved(first.double(), m), (move,))
+    head.move.weight.data.normal_()
+    assert gradcheck(lambda h: head(h).cameras, (x,))
+
+
+def test_poses_keep_their_digits_under_autocast():
+    method, x, t = lift(), pictures(3), torch.full((3,), 0.2)
+    method.encoder.requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16):
+        cameras = method.posed(x, t).cameras
+    assert cameras.dtype == torch.float32
+    turn = cameras[..., :3, :3]
+    torch.testing.assert_close(turn @ turn.transpose(-1, -2), torch.eye(3).expand_as(turn), atol=1e-5, rtol=0)
+    single = build(recipe("lift3d-single", "tiny", SPEC))
+    single.poses.move.weight.data.normal_()
+    with torch.autocast("cpu", torch.bfloat16):
+        turn = single.posed(x, t).cameras[..., :3, :3]
+    torch.testing.assert_close(turn @ turn.transpose(-1, -2), torch.eye(3).expand_as(turn), atol=1e-5, rtol=0)
+
+
+# ---- the winner, and who learns
+
+
+def test_the_winner_is_the_best_of_whole_renderings_where_all_rays_are_asked_for():
+    method = lift(pick_rays=256, pick_samples=12)
+    x0 = pictures(5)
+    cameras = method.posed(x0, torch.full((5,), 0.3)).cameras.detach()
+    found = method.winners(cameras, x0, rng())
+    errors = torch.empty(5, 12)
+    for i in range(5):
+        for k in range(12):
+            seen = method.seen(cameras[i, k][None], pixels(16), 12, None).colour
+            errors[i, k] = (seen - x0[i].flatten(1).T).square().mean()
+    assert torch.equal(found, errors.argmin(1))
+    assert len(found.unique()) > 1
+    hidden = method.winners(cameras[:, found[0] :], x0, rng())[
+        0
+    ]  # whoever is left out, the best of the others wins
+    assert hidden == 0
+
+
+def test_the_winner_is_the_camera_that_took_the_picture():
+    method = lift(pick_rays=100, pick_samples=12)
+    azimuth = torch.linspace(0, 2 * math.pi, 31)[:30]
+    method.field = solids()
+    true = torch.arange(30)
+    cameras = on_sphere(azimuth, 0.5 + 0.3 * azimuth.cos(), 3.0)
+    x0 = method.pictures(cameras)[0]
+    shuffled = torch.stack([torch.randperm(30, generator=rng(i)) for i in range(30)])
+    found = method.winners(cameras[shuffled], x0, rng())
+    assert (shuffled.gather(1, found[:, None])[:, 0] == true).float().mean() > 0.95
+    assert not found.requires_grad
+
+
+def solids(**changes):
+    """A field of lumps of several colours, all different from all sides."""
+    field = make_field(FieldConfig(grids=(4,), features=4, width=4, depth=1, **changes))
+    torch.manual_seed(5)
+    for p in field.parameters():
+        p.data.normal_(std=1.5)
+    return field
+
+
+def test_losers_learn_nothing_and_scores_learn_from_who_won_alone():
+    method = lift()
+    heard = {}
+    inner = method.poses.forward
+
+    def listening(h):
+        poses = inner(h)
+        poses.cameras.retain_grad()
+        poses.scores.retain_grad()
+        return heard.setdefault("poses", poses)
+
+    method.poses.forward = listening
+    won = []
+    pick = method.winners
+    method.winners = lambda *given: won.append(pick(*given)) or won[-1]
+    (stage,) = method.stages()
+    ((players, terms),) = list(stage.losses(Batch(x0=pictures(6)), rng()))
+    assert players == ("field", "poses")
+    poses, (best,) = heard["poses"], won
+    terms["denoise"].backward(retain_graph=True)
+    got = poses.cameras.grad.flatten(2).abs().sum(2)
+    lost = ~F.one_hot(best, 12).bool()
+    assert (got[lost] == 0).all()
+    assert (got[~lost] > 0).all()
+    assert poses.scores.grad is None
+    before = poses.cameras.grad.clone()
+    terms["scores"].backward()
+    assert torch.equal(poses.cameras.grad, before)
+    expected = 0.1 * (poses.scores.softmax(1) - F.one_hot(best, 12)).detach() / 6
+    torch.testing.assert_close(poses.scores.grad, expected)
+
+
+def test_offsets_of_candidates_that_never_win_stay_where_they_are():
+    method = lift()
+    (stage,) = method.stages()
+    method.winners = lambda cameras, x0, rng: torch.full((len(x0),), 5)
+    ((_, terms),) = list(stage.losses(Batch(x0=pictures(4)), rng()))
+    terms["denoise"].backward()
+    for grad in (method.poses.offsets.weight.grad, method.poses.offsets.bias.grad):
+        rows = grad.unflatten(0, (12, 2))
+        assert rows[5].any()
+        assert rows[torch.arange(12) != 5].abs().max() == 0
+    assert method.poses.scores.weight.grad is None
+
+
+def test_one_camera_has_no_classifier():
+    method = build(recipe("lift3d-single", "tiny", SPEC))
+    (stage,) = method.stages()
+    ((_, terms),) = list(stage.losses(Batch(x0=pictures(2)), rng()))
+    assert set(terms) == {"denoise"}
+    assert method.readouts["scores"].shape == (1,)
+
+
+def test_an_autoencoder_sees_no_noise():
+    said = []
+    for noisy in (True, False):
+        method = build(recipe("lift3d" if noisy else "lift3d-clean", "tiny", SPEC))
+        seen = []
+        inner = method.posed
+        method.posed = lambda x, t, seen=seen, inner=inner: (seen.append((x, t)), inner(x, t))[1]
+        x0 = pictures(4)
+        list(method.stages()[0].losses(Batch(x0=x0), rng()))
+        ((x, t),) = seen
+        said.append(torch.equal(x, x0))
+        assert bool((t > 0).all()) == noisy
+        assert (t <= 1).all()
+        torch.testing.assert_close(t * 100, (t * 100).round())
+    assert said == [False, True]
+
+
+# ---- rays of pictures
+
+
+def test_chosen_rays_see_the_pixels_that_lie_there():
+    x0 = pictures(3)
+    at, there = chosen_rays(x0, 40, rng())
+    again = F.grid_sample(x0, at[:, None] * 2 - 1, mode="nearest", align_corners=False)[:, :, 0].transpose(
+        1, 2
+    )
+    assert torch.equal(there, again)
+
+
+@pytest.mark.parametrize("background", ["white", "black", "none"])
+def test_telling_rays_are_unbiased_and_closer_where_there_is_something(background):
+    behind = {"white": 1.0, "black": -1.0, "none": 0.0}[background]
+    x0 = torch.full((400, 3, 16, 16), behind)
+    x0[:, :, 4:9, 6:12] = 0.3
+    at, there, weights = telling_rays(x0, 20, background, rng())
+    assert at.shape == (400, 20, 2)
+    again = F.grid_sample(x0, at[:, None] * 2 - 1, mode="nearest", align_corners=False)[:, :, 0].transpose(
+        1, 2
+    )
+    assert torch.equal(there, again)
+    torch.testing.assert_close(weights.sum(1).mean(), torch.ones(()), atol=0.02, rtol=0)
+    of = lambda v: (v[..., 0] * 3).sin() + v[..., 1]
+    torch.testing.assert_close((weights * of(at)).sum(1).mean(), of(pixels(16)).mean(), atol=0.02, rtol=0)
+    share = (there[..., 0] == 0.3).float().mean()
+    assert (share > 0.2) == (background != "none")
+    at, there, weights = telling_rays(x0, 256, background, rng())
+    assert torch.equal(at[0], pixels(16))
+    torch.testing.assert_close(weights.sum(1), torch.ones(400))
+    blank = telling_rays(torch.full((2, 3, 16, 16), behind), 9, background, rng())
+    assert all(v.isfinite().all() for v in blank)
+
+
+def test_a_field_on_a_grid_is_the_field_at_its_points():
+    field = solids().double()
+    line = torch.linspace(-1, 1, 9, dtype=torch.float64)
+    points = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), -1).view(-1, 3)
+    inside = points.norm(dim=1) <= 1
+    for ball in (True, False):
+        baked = Baked(field, 9, ball=ball)
+        for ours, theirs in zip(baked(points, points), field(points, points), strict=True):
+            torch.testing.assert_close(ours[inside], theirs[inside])
+            assert torch.allclose(ours, theirs) == (not ball)
+    middle = torch.tensor([[0.125, 0.125, 0.125]], dtype=torch.float64)
+    about = torch.cartesian_prod(*[line[4:6]] * 3)
+    torch.testing.assert_close(baked(middle, middle)[0], field(about, about)[0].mean()[None])
+
+
+# ---- the schedule, reading, collapse
+
+
+def test_a_hundred_steps_end_in_noise():
+    method = lift()
+    assert method.schedule.steps == 100
+    alpha, _ = alpha_sigma(method.schedule.logsnr(torch.ones(1, dtype=torch.float64)))
+    assert alpha.square().item() < 1e-3
+    unscaled, _ = alpha_sigma(TabulatedSchedule.linear(100).logsnr(torch.ones(1, dtype=torch.float64)))
+    assert unscaled.square().item() == pytest.approx(0.36, abs=0.01)
+
+
+def test_reading_is_a_function_of_the_picture_and_the_generator():
+    method, x = lift().eval(), pictures(2)
+    one, two, other = (method.read(x, rng(seed)) for seed in (4, 4, 5))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert not torch.equal(one["scores"], other["scores"])
+    camera = one["camera"].view(2, 4, 4)
+    torch.testing.assert_close(camera[:, :3, 3].norm(dim=1), torch.full((2,), 3.0))
+
+
+def test_a_view_of_a_picture_is_rendered_from_the_camera_that_was_read():
+    method, x = lift().eval(), pictures(2)
+    made = method.sample(2, rng(), image=x)
+    cameras = made.readouts["camera"].view(2, 4, 4)
+    torch.testing.assert_close(made.images, method.sample(2, rng(), cameras=cameras).images)
+    with pytest.raises(ValueError, match="cameras does too"):
+        method.sample(2, rng(), image=x, cameras=cameras)
+
+
+def test_a_drawn_view_is_what_the_field_shows_from_its_camera():
+    method = lift().eval()
+    made = method.sample(2, rng(), num_steps=3)
+    again = method.sample(2, rng(), cameras=made.readouts["camera"].view(2, 4, 4))
+    torch.testing.assert_close(made.images, again.images)
+    assert made.readouts["scores"].argmax(1).shape == (2,)
+
+
+def test_a_collapse_is_said_after_patience_alone():
+    method = lift()
+    (stage,) = method.stages()
+    patience = method.config.patience
+    method.usage.copy_(torch.tensor([0.97, *[0.03 / 11] * 11]))
+    stage.after_step(patience - 2)
+    with pytest.raises(CollapseError, match=r"one camera of 12 \(1\.\d in use\).*poses\.score_weight.*0\.1"):
+        stage.after_step(patience - 1)
+    method.usage.fill_(1 / 12)
+    stage.after_step(patience + 5)
+    method.usage.copy_(torch.tensor([0.5, 0.5, *[0.0] * 10]))
+    stage.after_step(patience + 6)
+
+
+def test_use_is_followed_by_who_wins():
+    method = lift()
+    (stage,) = method.stages()
+    method.winners = lambda cameras, x0, rng: torch.full((len(x0),), 3)
+    for i in range(300):
+        ((_, terms),) = list(stage.losses(Batch(x0=pictures(1)), rng(i)))
+    assert method.usage[3] > 0.99
+    torch.testing.assert_close(method.usage.sum(), torch.ones(()))
+    assert terms["_used"] < 1.1
+
+
+def test_what_a_run_continues_with_is_in_the_weights():
+    held = lift().state_dict()
+    assert {"usage", "field.opened", "log_focal"} <= set(held)
+    made = recipe("lift3d", "tiny", SPEC)
+    config = replace(made.config, view=replace(made.config.view, occupied=1, opens=10))
+    method = build(replace(made, config=config))
+    method.after_views(4)
+    assert method.state_dict()["field.opened"] == 0.5
+    assert method.state_dict()["occupancy.peak"].isfinite().all()
+
+
+# ---- fields that are told their cameras, or learn them
+
+
+def cube_pixels(origins: torch.Tensor, directions: torch.Tensor, half: float = 0.5) -> torch.Tensor:
+    """What rays (R, 3) see of a cube with a colour for each of its sides, on white: by slabs, exactly."""
+    a, b = (-half - origins) / directions, (half - origins) / directions
+    near, far = torch.minimum(a, b), torch.maximum(a, b)
+    enter, axis = near.max(1)
+    hit = enter < far.min(1).values
+    side = 2 * axis + (directions.gather(1, axis[:, None])[:, 0] < 0).long()
+    colours = torch.tensor([[1, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, -1], [-1, 1, 1], [1, -1, 1]]) * 0.8
+    return torch.where(hit[:, None], colours[side], 1.0)
+
+
+def cube(n: int, size: int = 20, seed: int = 0) -> Batch:
+    turned = torch.rand(n, generator=rng(seed)) * 6.28 + 1e-3
+    up = (torch.rand(n, generator=rng(seed + 1)) - 0.5) * 2.4
+    cameras = on_sphere(turned, up, 3.0)
+    seen = cube_pixels(*(v.flatten(0, 1) for v in rays(cameras, 1.4, pixels(size))))
+    x0 = seen.view(n, size, size, 3).permute(0, 3, 1, 2).contiguous()
+    return Batch(x0=x0, index=torch.arange(n), truth={"camera": cameras, "focal": torch.full((n,), 1.4)})
+
+
+VIEW = ViewConfig(
+    field=FieldConfig(width=32, depth=1, grids=(8, 16), features=4, first_density=0.5),
+    rays=96,
+    samples=24,
+    fine_samples=48,
+)
+
+
+def fitted(batch: Batch, config: NeRFConfig, steps: int) -> NeRF:
+    torch.manual_seed(0)
+    method = NeRF(config)
+    (stage,) = method.stages()
+    optimizers = [torch.optim.Adam(ps, 2e-2) for ps in stage.players.values()]
+    for step in range(steps):
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = 2e-2 * min(1, 2 * (1 - step / steps))
+        rows = torch.randint(len(batch), (8,), generator=rng(step))
+        ((_, terms),) = list(stage.losses(batch.map(lambda v, rows=rows: v[rows]), rng(step)))
+        terms["colour"].backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        stage.after_step(step)
+    return method.eval()
+
+
+def psnr(method: NeRF, batch: Batch) -> float:
+    seen = method.sample(len(batch), rng(), cameras=batch.truth["camera"]).images
+    return float(10 * torch.log10(4 / (seen - batch.x0).square().mean()))
+
+
+def test_a_field_that_knows_its_cameras_learns_a_cube():
+    """Cameras of other pictures teach no more than the mean of all."""
+    train, new = cube(30), cube(6, seed=7)
+    config = NeRFConfig(size=20, view=VIEW)
+    known = psnr(fitted(train, config, 350), new)
+    mixed = replace(train, truth=train.truth | {"camera": train.truth["camera"].roll(7, 0)})
+    assert known > 19
+    assert known > psnr(fitted(mixed, config, 120), new) + 6
+
+
+def test_learned_cameras_are_those_of_the_pictures_that_a_batch_names():
+    config = NeRFConfig(size=20, view=VIEW, poses="learned", views=30)
+    method = NeRF(config)
+    torch.testing.assert_close(method.cameras(torch.tensor([3, 9])), method.first.expand(2, 4, 4))
+    batch = cube(30).map(lambda v: v[[4, 17, 4]])
+    (stage,) = method.stages()
+    method.field.density.weight.data.normal_()
+    for p in method.field.layers.parameters():
+        p.data.normal_()
+    ((players, terms),) = list(stage.losses(batch, rng()))
+    assert set(players) == {"field", "poses"}
+    terms["colour"].backward()
+    moved_ = method.moves.grad.abs().sum(1)
+    assert moved_.nonzero()[:, 0].tolist() == [4, 17]
+    with pytest.raises(ValueError, match="which these are"):
+        list(stage.losses(replace(batch, index=None), rng()))
+
+
+def test_learned_cameras_find_back_from_a_small_turn():
+    """The field is known and stays; the cameras begin a few degrees off."""
+    train = cube(4)
+    known = fitted(cube(30), NeRFConfig(size=20, view=VIEW), 120)
+    method = NeRF(NeRFConfig(size=20, view=VIEW, poses="learned", views=4))
+    method.field = known.field
+    start = method.first
+    with torch.no_grad():  # every picture is seen from where learned cameras begin, but for a turn
+        off = torch.tensor([[0.03, -0.05, 0.04, 0, 0, 0]]).repeat(4, 1)
+        seen = cube_pixels(*(v.flatten(0, 1) for v in rays(start.expand(4, 4, 4), 1.4, pixels(20))))
+        x0 = seen.view(4, 20, 20, 3).permute(0, 3, 1, 2).contiguous()
+        method.moves.copy_(off)
+    optimizer, (stage,) = torch.optim.Adam([method.moves], 3e-3), method.stages()
+    apart = lambda: float(
+        angle_between(method.cameras(torch.arange(4))[:, :3, :3], start[:3, :3].expand(4, 3, 3)).mean()
+    )
+    begun = apart()
+    for step in range(60):
+        ((_, terms),) = list(stage.losses(replace(train, x0=x0), rng(step)))
+        optimizer.zero_grad()
+        terms["colour"].backward()
+        optimizer.step()
+    assert apart() < 0.5 * begun
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_focal_length_is_learned_where_it_is_asked_for(learned):
+    made = recipe("lift3d", "tiny", SPEC)
+    method = build(
+        replace(made, config=replace(made.config, view=replace(made.config.view, learn_focal=learned)))
+    )
+    method.field = solids()
+    assert ("log_focal" in dict(method.named_parameters())) == learned
+    assert ("log_focal" in dict(method.named_buffers())) != learned
+    (stage,) = method.stages()
+    assert any(p is method.log_focal for p in stage.players["field"]) == learned
+    ((_, terms),) = list(stage.losses(Batch(x0=pictures(4)), rng()))
+    terms["denoise"].backward()
+    if learned:
+        assert method.log_focal.grad.abs() > 0
+
+
+def test_a_focal_length_cannot_be_learned_where_it_is_given():
+    with pytest.raises(ValueError, match="learn_focal"):
+        NeRFConfig(view=replace(VIEW, learn_focal=True))
+
+
+def test_a_field_without_cameras_says_what_is_missing():
+    (stage,) = NeRF(NeRFConfig(size=20, view=VIEW)).stages()
+    with pytest.raises(ValueError, match=r"transforms\.json"):
+        list(stage.losses(Batch(x0=cube(2).x0), rng()))
+
+
+def test_a_rendered_cube_is_the_cube():
+    """The renderer against the slabs, with a field that is a cube."""
+    inside = lambda x: (x.abs() < 0.5).all(1)
+    field = lambda x, way: (
+        1e3 * inside(x).to(x.dtype),
+        torch.where(inside(x)[:, None], 0.8, 0.0).expand(-1, 3),
+    )
+    origins, directions = (v.flatten(0, 1) for v in rays(cube(3).truth["camera"], 1.4, pixels(24)))
+    seen = render(field, Space(near=2.0, far=4.0), origins, directions, 400, background="black")
+    hit = cube_pixels(origins, directions).ne(1.0).any(1)
+    assert ((seen.opacity > 0.5) == hit).float().mean() > 0.995
