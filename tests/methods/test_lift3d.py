@@ -227,7 +227,7 @@ def test_losers_learn_nothing_and_scores_learn_from_who_won_alone():
     method.winners = lambda *given: won.append(pick(*given)) or won[-1]
     (stage,) = method.stages()
     ((players, terms),) = list(stage.losses(Batch(x0=pictures(6)), rng()))
-    assert players == ("field", "poses")
+    assert set(players) == set(stage.players)
     poses, (best,) = heard["poses"], won
     terms["denoise"].backward(retain_graph=True)
     got = poses.cameras.grad.flatten(2).abs().sum(2)
@@ -372,14 +372,28 @@ def test_a_collapse_is_said_after_patience_alone():
     method = lift()
     (stage,) = method.stages()
     patience = method.config.patience
-    method.usage.copy_(torch.tensor([0.97, *[0.03 / 11] * 11]))
-    stage.after_step(patience - 2)
+
+    def after(step, *usage):
+        method.usage.copy_(torch.tensor(usage))
+        stage.chosen.append(method.usage.clone())
+        stage.after_step(step)
+
+    one = (0.97, *[0.03 / 11] * 11)
+    after(patience - 2, *one)
     with pytest.raises(CollapseError, match=r"one camera of 12 \(1\.\d in use\).*poses\.score_weight.*0\.1"):
-        stage.after_step(patience - 1)
-    method.usage.fill_(1 / 12)
-    stage.after_step(patience + 5)
-    method.usage.copy_(torch.tensor([0.5, 0.5, *[0.0] * 10]))
-    stage.after_step(patience + 6)
+        after(patience - 1, *one)
+    after(patience + 5, *[1 / 12] * 12)
+    after(patience + 6, 0.5, 0.5, *[0.0] * 10)
+
+
+def test_use_is_that_of_the_batch_however_many_parts_it_comes_in():
+    whole, parts = lift(), lift()
+    (a,), (b,) = whole.stages(), parts.stages()
+    won = torch.eye(12)[[0, 1, 1, 5]]
+    a.chosen.append(won.mean(0))
+    b.chosen += [won[:2].mean(0), won[2:].mean(0)]
+    a.after_step(0), b.after_step(0)
+    torch.testing.assert_close(whole.usage, parts.usage)
 
 
 def test_use_is_followed_by_who_wins():
@@ -388,6 +402,7 @@ def test_use_is_followed_by_who_wins():
     method.winners = lambda cameras, x0, rng: torch.full((len(x0),), 3)
     for i in range(300):
         ((_, terms),) = list(stage.losses(Batch(x0=pictures(1)), rng(i)))
+        stage.after_step(i)
     assert method.usage[3] > 0.99
     torch.testing.assert_close(method.usage.sum(), torch.ones(()))
     assert terms["_used"] < 1.1
@@ -521,11 +536,16 @@ def test_a_focal_length_is_learned_where_it_is_asked_for(learned):
     assert ("log_focal" in dict(method.named_parameters())) == learned
     assert ("log_focal" in dict(method.named_buffers())) != learned
     (stage,) = method.stages()
-    assert any(p is method.log_focal for p in stage.players["field"]) == learned
-    ((_, terms),) = list(stage.losses(Batch(x0=pictures(4)), rng()))
-    terms["denoise"].backward()
+    assert ("focal" in stage.players) == learned
     if learned:
-        assert method.log_focal.grad.abs() > 0
+        assert stage.players["focal"] == [method.log_focal]
+        for opened in (0.5, 1.0):  # it waits for the field, and then it learns
+            method.log_focal.grad = None
+            method.field.opened = torch.tensor(opened)
+            ((_, terms),) = list(stage.losses(Batch(x0=pictures(4)), rng()))
+            terms["denoise"].backward()
+            moved = method.log_focal.grad is not None and bool(method.log_focal.grad.abs() > 0)
+            assert moved == (opened == 1.0)
 
 
 def test_a_focal_length_cannot_be_learned_where_it_is_given():

@@ -59,6 +59,7 @@ def test_cameras_that_are_right_in_another_world_have_no_error(views):
     assert figures["translation"] < 1e-4
     assert figures["rotation_train"] < 0.05
     assert figures["used"] == 1
+    assert figures["near"] == 1
 
 
 def test_a_mirrored_world_is_not_aligned_away(views):
@@ -87,9 +88,8 @@ def test_views_are_scored_from_the_cameras_that_were_found(views):
 def test_given_cameras_are_not_scored(views):
     figures = scored(found_by_nerf(built("nerf"), *views, 0, refine=2), *views, None)
     assert set(figures) == {"psnr", "ssim"}
-    assert {"rotation", "translation"} <= set(
-        scored(found_by_nerf(built("nerf--"), *views, 0, refine=2), *views, None)
-    )
+    learned = scored(found_by_nerf(built("nerf--"), *views, 0, refine=2), *views, None)
+    assert set(learned) == {"psnr", "ssim", "rotation_train"}  # true cameras had a part in the held-out ones
 
 
 def test_views_without_cameras_are_refused(setting):
@@ -98,7 +98,7 @@ def test_views_without_cameras_are_refused(setting):
 
 
 def test_the_ablation_changes_what_it_says_and_nothing_else(setting):
-    assert changed_to(setting, 12, 0.1) == {}
+    assert changed_to(setting, 12, 0.1) == {"patience": 0}
     usual = recipe(
         "lift3d", "tiny", DataSpec.of("views-boxes", open_data("views-boxes", size=16))
     ).config.poses
