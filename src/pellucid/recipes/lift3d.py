@@ -134,7 +134,7 @@ def lift3d(
     kind: Literal["single", "candidates"] = "single" if single or own.forward else "candidates"
     small: dict[str, int] = {
         "tiny": {"hidden": 16, "pick_rays": 8, "pick_samples": 8},
-        "cpu": {"pick_samples": 16, "pick_grid": 32},
+        "cpu": {"pick_rays": 224, "pick_samples": 16, "pick_grid": 32},
         "gpu": {},
         "paper": {},
     }[scale]

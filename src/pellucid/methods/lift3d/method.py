@@ -186,20 +186,27 @@ class Lift3D(Radiance):
         errors = torch.zeros(left.shape, device=x0.device)  # of those still in: the sum over rays so far
         count = pose.pick_rays if pose.pick_rays >= whole else max(1, pose.pick_rays // 10)
         while (still := left.shape[1]) > 2 and count < pose.pick_rays:
-            errors += count * self._errors(field, cameras[rows, left], x0, count, rng)
+            # samples at random places: while all candidates see one fog, it is chance that chooses among them, and
+            # not one candidate that wins every picture by a trifle
+            errors += count * self._errors(field, cameras[rows, left], x0, count, rng, even=False)
             kept = errors.topk(still // 2 if still > 7 else 2, dim=1, largest=False).indices
             left, errors, count = left.gather(1, kept), errors.gather(1, kept), 2 * count
-        errors += pose.pick_rays * self._errors(field, cameras[rows, left], x0, pose.pick_rays, rng)
+        errors += pose.pick_rays * self._errors(
+            field, cameras[rows, left], x0, pose.pick_rays, rng, even=True
+        )
         return left.gather(1, errors.argmin(1, keepdim=True))[:, 0]
 
-    def _errors(self, field: Ask, cameras: Tensor, x0: Tensor, count: int, rng: torch.Generator) -> Tensor:
+    def _errors(
+        self, field: Ask, cameras: Tensor, x0: Tensor, count: int, rng: torch.Generator, *, even: bool
+    ) -> Tensor:
         """How far what cameras (B, M, 4, 4) see is from pictures (B, C, H, W), judged by some rays: (B, M)."""
         many, samples = cameras.shape[1], self.config.poses.pick_samples
         rays = telling_rays(x0, max(1, count), self.view.background, rng)  # (B, R, 2), (B, R, C), (B, R)
         at_once = max(1, self.view.budget // (many * rays[0].shape[1] * samples))
         found = []
         for some, at, there, weights in zip(*(v.split(at_once) for v in (cameras, *rays)), strict=True):
-            seen = self.seen(some.flatten(0, 1), at.repeat_interleave(many, 0), samples, None, field=field)
+            drawn = None if even else rng
+            seen = self.seen(some.flatten(0, 1), at.repeat_interleave(many, 0), samples, drawn, field=field)
             colour = seen.colour.view(len(some), many, *there.shape[1:])
             found.append(((colour - there[:, None]).square().mean(3) * weights[:, None]).sum(2))
         return torch.cat(found)
