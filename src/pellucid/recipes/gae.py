@@ -91,10 +91,10 @@ def training(scale: Scale) -> TrainConfig:
         )  # fmt: skip
     if scale == "cpu":
         return TrainConfig(
-            steps=4000, batch_size=32, lr=2e-3, ema_decay=0.995, warmup=50, decay=0.3, flip=False, log_every=20,
+            steps=3000, batch_size=32, lr=2e-3, ema_decay=0.995, warmup=50, decay=0.3, flip=False, log_every=20,
             sample_every=0, checkpoint_every=500,
             stages={
-                "groups": StageConfig(steps=1600, batch_size=128, lr=1e-3),
+                "groups": StageConfig(steps=5000, batch_size=128, lr=1e-3),
                 "joint": StageConfig(steps=400, batch_size=16, lr=2e-4),
                 "latents": StageConfig(steps=1000, batch_size=256, lr=1e-3, lr_of={"parts": 10.0}),
             },
