@@ -91,7 +91,7 @@ def training(scale: Scale) -> TrainConfig:
         )  # fmt: skip
     if scale == "cpu":
         return TrainConfig(
-            steps=3000, batch_size=32, lr=2e-3, ema_decay=0.995, warmup=50, decay=0.3, flip=False, log_every=20,
+            steps=4000, batch_size=32, lr=2e-3, ema_decay=0.995, warmup=50, decay=0.3, flip=False, log_every=20,
             sample_every=0, checkpoint_every=500,
             stages={
                 "groups": StageConfig(steps=5000, batch_size=128, lr=1e-3),
