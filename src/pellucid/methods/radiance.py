@@ -28,8 +28,10 @@ from pellucid.nets.nerf import (
 )
 from pellucid.types import Batch, Control, Readout
 
-REFINING = 0.02
+REFINING = 0.01
 """Adam's rate where a camera is refined: radians and units of the world."""
+REFINING_RAYS = 256
+"""Of a picture, in each step of that; all, where there are no more."""
 SWAY = 0.15
 """How far, as a share of the nearest distance, cameras that look into a scene move aside to show its depth."""
 Options = Mapping[str, tuple[float, float, float]]
@@ -200,24 +202,28 @@ class Radiance(Method):
         """Cameras (B, 4, 4) moved so that what the field shows from there is closer to pictures (B, C, H, W).
 
         Adam on an axis-angle and a translation for each (Yen-Chen et al., "iNeRF", 2021), by some rays of a step. One
-        that sees its picture no better in the end stays where it was.
+        that sees its picture worse in the end, by more than the hundredth that sampled rays leave open, stays. One that
+        sees nothing at all, and so no way to go, begins where cameras that may go anywhere begin.
         """
         if not steps:
             return cameras
+        seen_first = self.pictures(cameras)[0]
+        lost = seen_first.flatten(1).std(1) < 1e-6
+        cameras = torch.where(lost[:, None, None], self.first, cameras.detach())
         with torch.enable_grad():
             move = torch.zeros(len(cameras), 6, device=cameras.device, requires_grad=True)
             optimizer = torch.optim.Adam([move], lr=REFINING, betas=(0.9, 0.99))
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
             for _ in range(steps):
-                at, there = chosen_rays(x, self.view.rays, rng)
-                seen = self.seen(moved(cameras, move), at, self.view.samples, rng)
-                loss = (seen.colour.view_as(there) - there).square().mean((1, 2)).sum()
+                at, there, weights = telling_rays(x, REFINING_RAYS, self.view.background, rng)
+                seen = self.seen(moved(cameras, move), at, self.view.samples, None)
+                loss = ((seen.colour.view_as(there) - there).square().mean(2) * weights).sum()
                 (move.grad,) = torch.autograd.grad(loss, [move])
                 optimizer.step()
                 schedule.step()
         found = moved(cameras, move.detach())
-        before, after = ((self.pictures(c)[0] - x).square().mean((1, 2, 3)) for c in (cameras, found))
-        return torch.where((after < before)[:, None, None], found, cameras)
+        before, after = ((v - x).square().mean((1, 2, 3)) for v in (seen_first, self.pictures(found)[0]))
+        return torch.where((lost | (after < 1.01 * before))[:, None, None], found, cameras)
 
     @property
     def paths(self) -> Mapping[str, Options]:
