@@ -436,7 +436,7 @@ def test_a_file_of_cameras_that_is_none_is_told_with_its_name(scene, tmp_path, c
 
 
 def test_a_scene_that_cameras_look_into_is_passed_on_small_circles(scene, monkeypatch):
-    monkeypatch.setattr(scene.method, "view", replace(scene.method.view, forward=True))
+    monkeypatch.setattr(scene.method, "view", replace(scene.method.view, forward=True, background="none"))
     near = scene.method.view.near
     for text, first, last in (("orbit:sway=0.2", 0.2, 0.2), ("spiral:sway=0.2", 0.0, 0.2)):
         cameras = scene.opened({"cameras": text}, n=9)["cameras"]

@@ -157,6 +157,8 @@ def test_what_cannot_be_a_film_is_told_at_once(scene_run, tiny_run, tmp_path, ca
 def test_a_film_that_is_stopped_leaves_nothing(scene_run, tmp_path, monkeypatch, capsys):
     import pellucid.cli.films as films
 
+    opened = torch.ones(())
+
     def stops(*_):
         raise ValueError("no more")
         yield
@@ -418,7 +420,9 @@ def test_a_mesh_before_cameras_that_look_into_a_scene_turns_outwards_too(solid, 
 
     space = Space(near=1.0, far=32.0, forward=True, focal=1.4)
     monkeypatch.setattr(solid.method, "space", space)
-    monkeypatch.setattr(solid.method, "view", replace(solid.method.view, forward=True, near=1.0, far=32.0))
+    monkeypatch.setattr(
+        solid.method, "view", replace(solid.method.view, forward=True, near=1.0, far=32.0, background="none")
+    )
     at, faces, _ = surface(solid, cells=32)
     assert trimesh.Trimesh(at, faces, process=False).volume > 0
     assert (at[:, 2] < -1).all()  # ahead of the cameras
