@@ -53,6 +53,7 @@ def ball(points, directions):
 
 
 class Ball(torch.nn.Module):
+    opened = torch.ones(())
     forward = staticmethod(ball)
 
 
@@ -156,8 +157,6 @@ def test_what_cannot_be_a_film_is_told_at_once(scene_run, tiny_run, tmp_path, ca
 
 def test_a_film_that_is_stopped_leaves_nothing(scene_run, tmp_path, monkeypatch, capsys):
     import pellucid.cli.films as films
-
-    opened = torch.ones(())
 
     def stops(*_):
         raise ValueError("no more")
