@@ -8,6 +8,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+Row = dict[str, Any]
+"""What one line of a benchmark says, see `row`."""
+
+
+def row(
+    name: str, ours: float, peer: float, ratio: float, target: float | None, better: str, unit: str
+) -> Row:
+    return {
+        "name": name, "ours": ours, "peer": peer, "ratio": ratio, "target": target, "better": better, "unit": unit,
+    }  # fmt: skip
+
 
 def main(about: str | None, run: Callable[[bool], Sequence[Any]]) -> None:
     """`run(quick)` gives rows of name, ours, peer, ratio, target, better and unit."""

@@ -23,13 +23,12 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from _main import main
+from _main import Row, main
 from _memory import measurable, peak
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 Step = Callable[[], None]
-Row = dict[str, Any]
 Contrast = Literal["none", "apart", "shared"]
 
 SIZE = 32

@@ -21,10 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from _main import main
+from _main import Row, main, row
 
 Step = Callable[[], None]
-Row = dict[str, Any]
 SIZE = 32
 CODES = 10_000
 BOUND = 3.0
@@ -139,14 +138,6 @@ def editing(quick: bool) -> Row:
     return row(
         "pictures edited, batches of 32 / one at a time", ours, peer, ours / peer, 1.0, "higher", "images/s"
     )
-
-
-def row(
-    name: str, ours: float, peer: float, ratio: float, target: float | None, better: str, unit: str
-) -> Row:
-    return {
-        "name": name, "ours": ours, "peer": peer, "ratio": ratio, "target": target, "better": better, "unit": unit,
-    }  # fmt: skip
 
 
 def run(quick: bool) -> list[Row]:

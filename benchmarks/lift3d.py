@@ -28,11 +28,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from _main import main
+from _main import Row, main, row
 from _memory import measurable, peak
 
 Step = Callable[[], None]
-Row = dict[str, Any]
 SIZE = 32
 
 
@@ -46,7 +45,7 @@ def made(name: str) -> Any:
     """A recipe at the scale of two cores, for the boxes."""
     from pellucid.recipes import DataSpec, recipe
 
-    return recipe(name, "cpu", DataSpec.of("views-boxes", data()))
+    return recipe(name, "cpu", DataSpec.of(name, "views-boxes", data()))
 
 
 def stepping(method: Any, recipe: Any, x0: torch.Tensor, *, rate: float = 1.0) -> Step:
@@ -280,14 +279,6 @@ def memory() -> list[Row]:
             "MiB",
         )
     ]
-
-
-def row(
-    name: str, ours: float, peer: float, ratio: float, target: float | None, better: str, unit: str
-) -> Row:
-    return {
-        "name": name, "ours": ours, "peer": peer, "ratio": ratio, "target": target, "better": better, "unit": unit,
-    }  # fmt: skip
 
 
 def run(quick: bool) -> list[Row]:

@@ -28,7 +28,7 @@ def views(setting):
 
 def built(name: str):
     data = open_data("views-boxes", size=16)
-    return build(recipe(name, "tiny", DataSpec.of("views-boxes", data))).eval()
+    return build(recipe(name, "tiny", DataSpec.of(name, "views-boxes", data))).eval()
 
 
 def knowing(method, views, turn: Similarity, *, right: int = 2):
@@ -100,7 +100,7 @@ def test_views_without_cameras_are_refused(setting):
 def test_the_ablation_changes_what_it_says_and_nothing_else(setting):
     assert changed_to(setting, 12, 0.1) == {"patience": 0}
     usual = recipe(
-        "lift3d", "tiny", DataSpec.of("views-boxes", open_data("views-boxes", size=16))
+        "lift3d", "tiny", DataSpec.of("lift3d", "views-boxes", open_data("views-boxes", size=16))
     ).config.poses
     other = changed_to(setting, 4, 0.5)["poses"]
     assert (other.candidates, other.score_weight) == (4, 0.5)

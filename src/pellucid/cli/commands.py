@@ -202,7 +202,7 @@ class Train:
         made = recipe(
             self.recipe,
             self.scale,
-            DataSpec.of(spec, data, limit=self.limit),
+            DataSpec.of(self.recipe, spec, data, limit=self.limit),
             seed=self.seed,
             device=self.device,
             compile=self.compile,

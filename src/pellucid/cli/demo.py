@@ -32,7 +32,7 @@ def demo(
     data = open_data(spec, size=size)
     made = recipe(
         "factorized", "cpu",
-        DataSpec.of(spec, data),
+        DataSpec.of("factorized", spec, data),
         steps=steps,
     )  # fmt: skip
     run = out / f"run-{Path(spec).name}-{size}"

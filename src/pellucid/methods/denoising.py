@@ -21,7 +21,14 @@ from pellucid.process.guidance import clipped, guided, keep_known
 from pellucid.process.loss import diffuse
 from pellucid.process.predict import to_eps, to_x0
 from pellucid.process.samplers import SAMPLERS, invert
-from pellucid.process.schedule import ScheduleName, TabulatedSchedule, levels, make_schedule, revisit
+from pellucid.process.schedule import (
+    ScheduleName,
+    TabulatedSchedule,
+    levels,
+    make_schedule,
+    revisit,
+    training_times,
+)
 from pellucid.types import Control, Denoise, Sample
 
 Predicts = Literal["eps", "v", "beyond"]
@@ -178,13 +185,8 @@ class Diffusion(nn.Module):
         self, n: int, rng: torch.Generator, *, low_share: float = 0.0, low_end: float = 0.2
     ) -> Tensor:
         """n times: uniform (over the table's steps, where there is one), or a share of them from [0, low_end]."""
-        u = torch.rand(n, generator=rng, device=rng.device)
-        low = torch.rand(n, generator=rng, device=rng.device) < low_share
-        u = torch.where(low, u * low_end, u)
-        if isinstance(self.schedule, TabulatedSchedule):
-            steps = self.schedule.steps
-            u = (u * steps).floor().clamp(max=steps - 1).add(1) / steps
-        return u.to(self.device)
+        times = training_times(self.schedule, n, rng, low_share=low_share, low_end=low_end)
+        return times.to(self.device)
 
     def levels(self, num_steps: int, *, start: float = 1.0) -> Tensor:
         """The times of so many steps from `start` to 0, or of as many as there are: a table's, or a thousand."""

@@ -136,6 +136,19 @@ def make_schedule(name: ScheduleName) -> Schedule:
     return makers[name]()
 
 
+def training_times(
+    schedule: Schedule, n: int, rng: torch.Generator, *, low_share: float = 0.0, low_end: float = 0.2
+) -> Tensor:
+    """n times, (n,) where the generator lives: uniform (over the table's steps, where there is one), or a share of them
+    from [0, low_end]."""
+    u = torch.rand(n, generator=rng, device=rng.device)
+    low = torch.rand(n, generator=rng, device=rng.device) < low_share
+    u = torch.where(low, u * low_end, u)
+    if isinstance(schedule, TabulatedSchedule):
+        u = (u * schedule.steps).floor().clamp(max=schedule.steps - 1).add(1) / schedule.steps
+    return u
+
+
 def levels(num_steps: int, *, start: float = 1.0, table: int | None = None) -> Tensor:
     """The times a sampler visits: (num_steps + 1,) float64, falling evenly from `start` to 0.
 

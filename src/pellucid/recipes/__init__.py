@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from pellucid.data.images import Dataset
     from pellucid.nets.vae import PretrainedConfig
 
+VIEWS = "views-boxes"
+"""The data set of recipes of views that are told none."""
 Scale = Literal["tiny", "cpu", "gpu", "paper"]
 SCALES: tuple[Scale, ...] = ("tiny", "cpu", "gpu", "paper")
 
@@ -51,8 +53,9 @@ class DataSpec:
     """How many training pictures there are, where the recipe has something for each."""
 
     @classmethod
-    def of(cls, spec: str, data: Dataset, *, limit: int | None = None) -> DataSpec:
-        """What a recipe may know of a data set that `spec` opened."""
+    def of(cls, name: str, spec: str, data: Dataset, *, limit: int | None = None) -> DataSpec:
+        """What the recipe of a name may know of a data set that `spec` opened."""
+        of_views = data_of(name) == VIEWS
         return cls(
             spec=spec,
             size=data.shape[-1],
@@ -60,8 +63,8 @@ class DataSpec:
             class_names=data.class_names,
             limit=limit,
             attributes=data.attributes,
-            scene=getattr(data, "scene", None) or (unseen(data) if data.shape[0] in (1, 3) else None),
-            count=len(data),
+            scene=(getattr(data, "scene", None) or unseen(data)) if of_views else None,
+            count=len(data) if of_views else 0,
         )
 
 
@@ -106,7 +109,7 @@ def data_of(name: str) -> str:
 
     if "-ring" in name:
         return "ring"
-    return "views-boxes" if name in OF_VIEWS else "toys" if name in WITH_TABLE else "scenes"
+    return VIEWS if name in OF_VIEWS else "toys" if name in WITH_TABLE else "scenes"
 
 
 def recipe(
@@ -134,8 +137,6 @@ def recipe(
         data = replace(data, class_names=())  # it does not matter to this run which classes there are
     if not getattr(config, "attributes", ()):
         data = replace(data, attributes=())
-    if not hasattr(config, "view"):
-        data = replace(data, scene=None)
     if not getattr(config, "views", 0):
         data = replace(data, count=0)
     train = {k: v for k, v in train.items() if v is not None}

@@ -282,7 +282,7 @@ def _planned(
     made = recipe(
         name,
         setting.scale,
-        DataSpec.of(spec, data),
+        DataSpec.of(name, spec, data),
         seed=seed,
         steps=setting.steps,
     )

@@ -33,8 +33,7 @@ def run(setting: Setting) -> Report:
     chosen = setting.chosen(rows)
     held_of = {spec: Photographs.of(setting, spec, "test") for spec in setting.data}
     for spec in setting.data:
-        made = recipe("lift3d", setting.scale, DataSpec.of(spec, data_for(setting, spec, "train"))).config
-        if made.poses.kind != "candidates":
+        if config_of(setting, spec).poses.kind != "candidates":
             raise ValueError(
                 f"{spec} is a scene that cameras look into: it has one camera a picture, no candidates"
             )
@@ -65,7 +64,13 @@ def changed_to(setting: Setting, candidates: int, weight: float) -> dict[str, An
     usual = {"patience": 0}  # what collapses belongs to the table
     if (candidates, weight) == USUAL:
         return usual
-    spec = setting.data[0]
-    config = recipe("lift3d", setting.scale, DataSpec.of(spec, data_for(setting, spec, "train"))).config
-    assert isinstance(config, Lift3DConfig)
+    config = config_of(setting, setting.data[0])
     return usual | {"poses": replace(config.poses, candidates=candidates, score_weight=weight)}
+
+
+def config_of(setting: Setting, spec: str) -> Lift3DConfig:
+    """That of the recipe as it stands, for some data."""
+    data = DataSpec.of("lift3d", spec, data_for(setting, spec, "train"))
+    config = recipe("lift3d", setting.scale, data).config
+    assert isinstance(config, Lift3DConfig)
+    return config

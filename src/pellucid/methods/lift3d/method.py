@@ -32,7 +32,7 @@ from pellucid.nets.nerf import Ask, Baked
 from pellucid.nets.unet import Encoder, UNetConfig
 from pellucid.process.loss import diffuse
 from pellucid.process.samplers import OnStep, ddim
-from pellucid.process.schedule import TabulatedSchedule, levels
+from pellucid.process.schedule import TabulatedSchedule, levels, training_times
 from pellucid.types import Batch, Control, Readout, Sample
 
 READ_AT = 0.05
@@ -297,11 +297,8 @@ class Lifting(Stage):
         method, x0 = self.method, batch.x0
         config = method.config
         if config.noisy:
-            u = torch.rand(len(x0), generator=rng, device=rng.device)
-            opened = float(method.field.opened)
-            low = torch.rand(len(x0), generator=rng, device=rng.device) < config.low_share * opened**2
-            u = torch.where(low, u / 5, u)
-            t = (u.mul(config.steps).floor().add(1) / config.steps).to(x0.device)
+            low_share = config.low_share * float(method.field.opened) ** 2
+            t = training_times(method.schedule, len(x0), rng, low_share=low_share).to(x0.device)
             poses = method.posed(method.noised(x0, t, rng), t)
         else:
             poses = method.posed(x0, torch.zeros(len(x0), device=x0.device))

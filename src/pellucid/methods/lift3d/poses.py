@@ -46,10 +46,8 @@ def sectors(candidates: int, *, low: float, high: float) -> Tensor:
     for i, (first, last) in enumerate(itertools.pairwise(ends)):
         n = last - first
         elevations = [math.asin(max(-1.0, min(1.0, h))) for h in heights[i : i + 2]]
-        shift = (
-            i % 2
-        ) / 2  # sectors of neighbouring rings stand in each other's gaps, where there is more than one pair
-        shift = shift if rings > 2 else 0.0
+        # sectors of neighbouring rings stand in each other's gaps, where there is more than one pair
+        shift = (i % 2) / 2 if rings > 2 else 0.0
         found += [
             [[2 * math.pi * (k + shift) / n, 2 * math.pi * (k + 1 + shift) / n], elevations] for k in range(n)
         ]
@@ -77,7 +75,7 @@ class Candidates(nn.Module):
         hidden: int,
     ) -> None:
         super().__init__()
-        self.radius, self.limits = radius, (low, high)
+        self.radius = radius
         span = sectors(candidates, low=low, high=high)
         size = span[..., 1] - span[..., 0]
         span = torch.stack([span[..., 0] - overlap * size, span[..., 1] + overlap * size], -1)
