@@ -1,4 +1,4 @@
-# Every target works from a fresh clone with Python >= 3.11, pip and make; the first builds .venv.
+# Every target works from a fresh clone with Python >= 3.11.4, pip and make; the first builds .venv.
 PYTHON ?= python3
 DATA ?= scenes
 VENV := .venv
@@ -9,7 +9,7 @@ venv: $(VENV)/.made
 
 # the user's environment: what `pip install pellucid` gives, at pinned versions
 $(VENV)/.made: pyproject.toml constraints.txt
-	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'pellucid needs Python 3.11 or newer; this is ' + sys.version.split()[0] + '. Set PYTHON=...')"
+	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11, 4) else 'pellucid needs Python 3.11.4 or newer; this is ' + sys.version.split()[0] + '. Set PYTHON=...')"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
