@@ -7,9 +7,11 @@ from PIL import Image
 
 import pellucid
 from pellucid.data.catalog import open_data
-from pellucid.evaluate import evaluate, evaluate_mapped, record
+from pellucid.data.images import to_uint8
+from pellucid.evaluate import evaluate, evaluate_mapped, how_scored, record, table
 from pellucid.recipes import DataSpec, build, recipe, recipe_to_json
 from pellucid.train.trainer import train
+from pellucid.view_scores import TITLES
 
 
 def labelled(root, classes=("circle", "square"), n=4):
@@ -107,3 +109,40 @@ def test_pictures_that_were_trained_on_are_not_scored(tmp_path, monkeypatch):
 def test_a_label_map_says_something(model, tmp_path):
     with pytest.raises(ValueError, match="at least one class"):
         evaluate_mapped(model, str(labelled(tmp_path)), {})
+
+
+@pytest.fixture
+def scene(scene_run):
+    return pellucid.load(scene_run, device="cpu")
+
+
+def test_a_scene_is_scored_on_views_that_it_has_not_seen(scene):
+    result = evaluate(scene)
+    figures = result["scores"]["lift3d"]
+    assert result["pictures_scored"] == 16
+    assert set(figures) == set(TITLES)
+    assert how_scored(result) == "cameras aligned by training views"
+    assert table(result)[0].split()[0] == "PSNR"
+    assert evaluate(scene, refine=2)["scores"] != result["scores"]
+
+
+def test_photographs_without_cameras_are_scored_as_pictures(scene, tmp_path):
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    views = open_data("views-boxes", size=16, split="val")
+    for i, x in enumerate(views.batch(np.arange(4)).x0):
+        Image.fromarray(to_uint8(x[None])[0]).save(folder / f"{i}.png")
+    figures = evaluate(scene, str(folder))["scores"]["lift3d"]
+    assert {"psnr", "ssim", "used", "accuracy"} <= set(figures)
+    assert "rotation" not in figures
+
+
+def test_without_training_views_cameras_are_aligned_by_those_scored(scene, monkeypatch):
+    def gone(model):
+        raise ValueError("not here")
+
+    monkeypatch.setattr("pellucid.evaluate.training_pictures", gone)
+    result = evaluate(scene, "views-boxes")
+    assert how_scored(result) == "cameras aligned by the views scored"
+    assert {"rotation", "translation"} <= set(result["scores"]["lift3d"])
+    assert "accuracy" not in result["scores"]["lift3d"]

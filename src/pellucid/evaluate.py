@@ -1,4 +1,4 @@
-"""A trained model scored on pictures with known masks."""
+"""A trained model scored on pictures with known masks; or, where it is a scene, on photographs held out."""
 
 from __future__ import annotations
 
@@ -15,11 +15,22 @@ from torch import Tensor
 from pellucid.data.catalog import BUILT_IN, open_data, open_source
 from pellucid.data.images import Dataset
 from pellucid.data.sources import Split, splits
+from pellucid.geometry import training_pictures
+from pellucid.methods.base import resolve
 from pellucid.methods.baselines import segmenters
 from pellucid.methods.kernels import explain
+from pellucid.methods.radiance import Radiance
 from pellucid.metrics.segmentation import choose_assignment, oracle_assignment, score, smallest_share
 from pellucid.model import Model
 from pellucid.train.trainer import place_of
+from pellucid.view_scores import TITLES, Photographs, found, scored
+
+COLUMNS = {
+    "dataset_iou": "IoU, one assignment",
+    "oracle_iou": "IoU, oracle",
+    "smallest_region": "smallest region",
+} | TITLES
+"""What `table` calls the figures that it shows, in their order."""
 
 
 def read_all(
@@ -51,7 +62,62 @@ def read_all(
     return torch.cat(images), torch.cat(masks), torch.cat(truth)
 
 
-def evaluate(model: Model, spec: str, *, limit: int = 1000, seed: int = 0, **controls: Any) -> dict[str, Any]:
+def evaluate(
+    model: Model, spec: str | None = None, *, limit: int = 1000, seed: int = 0, **controls: Any
+) -> dict[str, Any]:
+    """The scores of a model on a folder or a built-in set, as `table` prints them.
+
+    Of a model that reads masks, by default on `scenes`, see `evaluate_masks`; of a scene, by default on the model's own
+    data, `evaluate_views`. Raises ValueError where the pictures cannot be scored, with what is missing.
+    """
+    if isinstance(model.method, Radiance):
+        return evaluate_views(model, spec or model.recipe.data.spec, limit=limit, seed=seed, **controls)
+    return evaluate_masks(model, spec or "scenes", limit=limit, seed=seed, **controls)
+
+
+def evaluate_views(
+    model: Model, spec: str, *, limit: int = 1000, seed: int = 0, **controls: Any
+) -> dict[str, Any]:
+    """What a scene shows of photographs that it has not seen, from the cameras that it finds for them, and how far
+    those are from true ones where these are known.
+
+    In the world of the true cameras, found ones are aligned by training views where those can be opened and have
+    cameras, else by the photographs that are scored. `refine` moves each found camera by so many steps. Of a folder the
+    held-out pictures are scored, or all where it is not the training folder.
+    """
+    method, made = model.method, model.recipe.data
+    assert isinstance(method, Radiance)
+    use = resolve(method.controls, controls, reading=True)
+    folder = spec not in BUILT_IN and Path(spec).expanduser().exists()
+    if folder and method.posed_by != "reading" and place_of(spec) != place_of(made.spec):
+        raise ValueError(
+            f"{spec} is not where the model learned ({made.spec}): cameras of another folder lie in a world of their "
+            f"own, and this model reads none of pictures. Hold pictures of the same folder out (`val_filenames` of its "
+            f"transforms.json), or train lift3d, which finds cameras"
+        )
+    parts: tuple[Split, ...] = _splits(spec, model) if folder else ("test",)
+    shape = {"size": made.size, "channels": made.channels}
+    held = Photographs.of(*(open_data(spec, split=split, **shape) for split in parts), limit=limit)
+    try:
+        train = Photographs.of(training_pictures(model), limit=limit)
+    except ValueError:  # they are not here: what they would say is left out
+        train = None
+    figures = scored(found(method, train, held, seed, refine=int(use.get("refine", 0))), train, held)
+    by = None
+    if "rotation" in figures:
+        by = "training views" if "rotation_train" in figures else "the views scored"
+    return {
+        "data": spec,
+        "pictures_scored": len(held.x),
+        "cameras_aligned_by": by,
+        "size": made.size,
+        "scores": {model.recipe.method: figures},
+    }
+
+
+def evaluate_masks(
+    model: Model, spec: str, *, limit: int = 1000, seed: int = 0, **controls: Any
+) -> dict[str, Any]:
     """Both assignment protocols, and simple baselines on the same pictures.
 
     One assignment for the data set needs pictures to choose it on: the validation split of a built-in
@@ -143,16 +209,26 @@ def _splits(spec: str, model: Model) -> tuple[Split, ...]:
 
 def table(result: Mapping[str, Any]) -> list[str]:
     """The scores as aligned text."""
-    columns = [
-        ("dataset_iou", "IoU, one assignment"),
-        ("oracle_iou", "IoU, oracle"),
-        ("smallest_region", "smallest region"),
-    ]
+    there = {key for figures in result["scores"].values() for key in figures}
+    columns = [(key, title) for key, title in COLUMNS.items() if key in there]
     rows = [["", *(title for _, title in columns)]]
     for name, figures in result["scores"].items():
         rows.append([name, *(f"{figures[key]:.3f}" if key in figures else "-" for key, _ in columns)])
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     return ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+
+
+def how_scored(result: Mapping[str, Any]) -> str:
+    """What a reader of the table has to know of how its figures were made."""
+    if "cameras_aligned_by" in result:
+        by = result["cameras_aligned_by"]
+        return f"cameras aligned by {by}" if by else "no cameras are scored"
+    chosen_on = result["pictures_to_choose_on"]
+    return (
+        f"one assignment: chosen on {chosen_on} others"
+        if chosen_on
+        else "no others to choose one assignment on"
+    )
 
 
 def record(run: Path, result: Mapping[str, Any]) -> None:

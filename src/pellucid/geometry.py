@@ -87,11 +87,8 @@ def every_picture(model: Model, spec: str | None = None) -> Dataset:
     `training_pictures`."""
     data = training_pictures(model, spec)
     made = model.recipe.data
-    if (
-        not getattr(data, "keys", None)
-        or made.limit is not None
-        or getattr(model.method, "moves", None) is not None
-    ):
+    trained_alone = radiance(model).posed_by == "learning" or made.limit is not None
+    if trained_alone or not getattr(data, "keys", None):
         return data
     parts = [data]
     for split in ("val", "test"):

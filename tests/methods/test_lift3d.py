@@ -1,6 +1,7 @@
 """Candidates and their sectors, who wins and who learns from it, and a coloured cube whose rays are known exactly."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -375,7 +376,7 @@ def test_a_collapse_is_said_after_patience_alone():
 
     def after(step, *usage):
         method.usage.copy_(torch.tensor(usage))
-        stage.chosen.append(method.usage.clone())
+        stage.seen.append(torch.cat([method.usage, method.course]))
         stage.after_step(step)
 
     one = (0.97, *[0.03 / 11] * 11)
@@ -386,12 +387,40 @@ def test_a_collapse_is_said_after_patience_alone():
     after(patience + 6, 0.5, 0.5, *[0.0] * 10)
 
 
+@pytest.mark.parametrize(
+    ("course", "said"), [((0.99, 0.19, 0.2), True), ((0.9, 0.19, 0.2), False), ((0.99, 0.1, 0.2), False)]
+)
+def test_a_classifier_that_is_certain_of_nothing_is_said(course, said):
+    method = lift()
+    (stage,) = method.stages()
+    method.course.copy_(torch.tensor(course))
+    stage.seen.append(torch.cat([method.usage, method.course]))
+    said_so = pytest.raises(
+        CollapseError, match=r"certain .*99%.*error 0\.19.*spread 0\.2.*poses\.score_weight"
+    )
+    with said_so if said else nullcontext():
+        stage.after_step(method.config.patience)
+
+
+def test_the_spread_is_the_error_of_the_mean_picture():
+    """Over many batches, the error of one picture for all views: their mean is the best such."""
+    method = lift()
+    (stage,) = method.stages()
+    x = pictures(64)
+    for i in range(400):
+        rows = torch.randint(len(x), (4,), generator=rng(i))
+        list(stage.losses(Batch(x0=x[rows]), rng(i)))
+    spread = torch.stack(stage.seen)[:, -1].mean()
+    torch.testing.assert_close(spread, (x - x.mean(0)).square().mean(), rtol=0.05, atol=0)
+
+
 def test_use_is_that_of_the_batch_however_many_parts_it_comes_in():
     whole, parts = lift(), lift()
     (a,), (b,) = whole.stages(), parts.stages()
     won = torch.eye(12)[[0, 1, 1, 5]]
-    a.chosen.append(won.mean(0))
-    b.chosen += [won[:2].mean(0), won[2:].mean(0)]
+    with_course = lambda use: torch.cat([use, torch.zeros(3)])
+    a.seen.append(with_course(won.mean(0)))
+    b.seen += [with_course(won[:2].mean(0)), with_course(won[2:].mean(0))]
     a.after_step(0), b.after_step(0)
     torch.testing.assert_close(whole.usage, parts.usage)
 
@@ -410,7 +439,7 @@ def test_use_is_followed_by_who_wins():
 
 def test_what_a_run_continues_with_is_in_the_weights():
     held = lift().state_dict()
-    assert {"usage", "field.opened", "log_focal"} <= set(held)
+    assert {"usage", "course", "field.opened", "log_focal"} <= set(held)
     made = recipe("lift3d", "tiny", SPEC)
     config = replace(made.config, view=replace(made.config.view, occupied=1, opens=10))
     method = build(replace(made, config=config))

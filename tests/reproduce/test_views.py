@@ -13,7 +13,8 @@ from pellucid.metrics.cameras import Similarity
 from pellucid.recipes import DataSpec, build, recipe
 from pellucid.reproduce.harness import Setting
 from pellucid.reproduce.lift_ablation import changed_to
-from pellucid.reproduce.views import Photographs, found_by_lift, found_by_nerf, scored
+from pellucid.reproduce.views import photographs
+from pellucid.view_scores import found_by_lift, found_by_nerf, scored
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def setting(tmp_path):
 
 @pytest.fixture
 def views(setting):
-    return Photographs.of(setting, "views-boxes", "train"), Photographs.of(setting, "views-boxes", "test")
+    return photographs(setting, "views-boxes", "train"), photographs(setting, "views-boxes", "test")
 
 
 def built(name: str):
@@ -54,7 +55,7 @@ def test_cameras_that_are_right_in_another_world_have_no_error(views):
         scale=0.7, rotation=rotation(torch.tensor([0.4, -1.0, 2.0])).double(), move=torch.ones(3).double()
     )
     found = found_by_lift(knowing(built("lift3d-4"), views, turn), *views, 0)
-    figures = scored(found, *views, None)
+    figures = scored(found, *views)
     assert figures["rotation"] < 0.05
     assert figures["translation"] < 1e-4
     assert figures["rotation_train"] < 0.05
@@ -71,7 +72,7 @@ def test_a_mirrored_world_is_not_aligned_away(views):
     ]  # fmt: skip
     still = Similarity(scale=1.0, rotation=torch.eye(3).double(), move=torch.zeros(3).double())
     found = found_by_lift(knowing(built("lift3d-4"), mirrored, still), *mirrored, 0)
-    assert scored(found, *views, None)["rotation"] > 20
+    assert scored(found, *views)["rotation"] > 20
 
 
 def test_views_are_scored_from_the_cameras_that_were_found(views):
@@ -80,21 +81,21 @@ def test_views_are_scored_from_the_cameras_that_were_found(views):
     torch.nn.init.constant_(method.field.density.bias, -100.0)
     torch.nn.init.zeros_(method.field.density.weight)
     still = Similarity(scale=1.0, rotation=torch.eye(3).double(), move=torch.zeros(3).double())
-    figures = scored(found_by_lift(knowing(method, views, still), *views, 0), *views, None)
+    figures = scored(found_by_lift(knowing(method, views, still), *views, 0), *views)
     error = (1 - views[1].x).square().mean((1, 2, 3))
     assert figures["psnr"] == pytest.approx((10 * (4 / error).log10()).mean().item(), abs=1e-3)
 
 
 def test_given_cameras_are_not_scored(views):
-    figures = scored(found_by_nerf(built("nerf"), *views, 0, refine=2), *views, None)
+    figures = scored(found_by_nerf(built("nerf"), *views, 0, refine=2), *views)
     assert set(figures) == {"psnr", "ssim"}
-    learned = scored(found_by_nerf(built("nerf--"), *views, 0, refine=2), *views, None)
+    learned = scored(found_by_nerf(built("nerf--"), *views, 0, refine=2), *views)
     assert set(learned) == {"psnr", "ssim", "rotation_train"}  # true cameras had a part in the held-out ones
 
 
 def test_views_without_cameras_are_refused(setting):
     with pytest.raises(ValueError, match="scenes has no cameras to score against"):
-        Photographs.of(setting, "scenes", "test")
+        photographs(setting, "scenes", "test")
 
 
 def test_the_ablation_changes_what_it_says_and_nothing_else(setting):

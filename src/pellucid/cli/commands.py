@@ -551,17 +551,18 @@ class Sweep:
 
 @dataclass
 class Evaluate:
-    """Score a model's masks on pictures whose masks are known, beside simple baselines.
+    """Score a model on pictures that it has not seen: its masks, beside simple baselines, or its views and cameras.
 
-    A folder holds images/ and masks/ with pictures of the same names (0 is ground).
+    A folder holds images/ and masks/ with pictures of the same names (0 is ground); of a scene, photographs, with a
+    transforms.json where cameras are known.
 
     Example:  pellucid evaluate runs/NAME --data ./labelled
     """
 
     run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(name="run")]
     """A run folder, an exported folder, or hf:OWNER/NAME."""
-    data: str = "scenes"
-    """A labelled folder, or a built-in set with masks: scenes, emoji, clipart."""
+    data: str | None = None
+    """A folder, or a built-in set: by default scenes for masks, and for views the model's own data."""
     limit: int = 1000
     """At most so many pictures."""
     seed: int = 0
@@ -576,7 +577,7 @@ class Evaluate:
     """Also write the scores here."""
 
     def run(self) -> None:
-        from pellucid.evaluate import evaluate, evaluate_mapped, record, table
+        from pellucid.evaluate import evaluate, evaluate_mapped, how_scored, record, table
         from pellucid.model import load
 
         model = load(self.run_folder, device=self.device)
@@ -594,18 +595,12 @@ class Evaluate:
                 raise ValueError(
                     f"{self.label_map} holds no JSON object {{class of the data: class of the model}}"
                 )
-            result = evaluate_mapped(model, self.data, mapping, limit=self.limit, seed=self.seed)
+            result = evaluate_mapped(model, self.data or "scenes", mapping, limit=self.limit, seed=self.seed)
         else:
             result = evaluate(model, self.data, limit=self.limit, seed=self.seed, **chosen)
         for line in table(result):
             say(line)
-        chosen_on = result["pictures_to_choose_on"]
-        how = (
-            f"one assignment: chosen on {chosen_on} others"
-            if chosen_on
-            else "no others to choose one assignment on"
-        )
-        say(f"{result['pictures_scored']} pictures of {self.data}; {how}")
+        say(f"{result['pictures_scored']} pictures of {result['data']}; {how_scored(result)}")
         if (Path(self.run_folder) / "checkpoints").is_dir():
             record(Path(self.run_folder), result)
         written(self.json, result)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +117,8 @@ class Radiance(Method):
     """A method whose pictures are seen in a field of density and colour."""
 
     log_focal: Tensor
+    posed_by: Literal["reading", "data", "learning"]
+    """Whence the cameras of photographs: read of any picture, given with it, or learned, of training pictures alone."""
 
     def __init__(self, config: ViewConfig, size: int, channels: int) -> None:
         super().__init__()

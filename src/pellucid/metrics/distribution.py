@@ -282,6 +282,12 @@ def real_floor(
     return compare(real[picked[:n]], real[picked[n:]], extractor, nearest=nearest)
 
 
+def perceptual(see: Extractor, a: Tensor, b: Tensor) -> Tensor:
+    """Cosine distance of the features of each pair, in [0, 2]: a stand-in for LPIPS, which is another network's."""
+    fa, fb = features(see, a).double(), features(see, b).double()
+    return 1 - F.cosine_similarity(fa, fb)
+
+
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Squared Frechet distance between Gaussians fitted to two sets of features, (N, D) and (M, D).
 

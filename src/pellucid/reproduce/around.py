@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from pellucid.methods.baselines.nerf import NeRF
 from pellucid.methods.lift3d.method import Lift3D
+from pellucid.methods.radiance import Radiance
 from pellucid.process.schedule import levels
 from pellucid.recipes import build
 from pellucid.reproduce.generate import extractor
@@ -23,20 +26,16 @@ from pellucid.reproduce.harness import (
 )
 from pellucid.reproduce.views import (
     REFINED,
-    Found,
-    Photographs,
     camera_figure,
     changed_for,
     columns,
-    found_by_lift,
-    found_by_nerf,
-    scored,
+    photographs,
     sheet,
-    similarity,
     sphere_plot,
 )
 from pellucid.train.checkpoint import read_checkpoint, steps_of
 from pellucid.train.preview import grid, save_png
+from pellucid.view_scores import Found, Photographs, found, scored, similarity
 
 ROWS = {
     "NeRF, poses given": "nerf",
@@ -70,37 +69,31 @@ def compared(
     """Train the rows' recipes on every data set, score held-out views and cameras, and draw them."""
     report = Report(name=name, title=title, columns=(), paper=paper)
     chosen = setting.chosen(rows)
-    held_of = {spec: Photographs.of(setting, spec, "test") for spec in setting.data}
+    held_of = {spec: photographs(setting, spec, "test") for spec in setting.data}
     see = extractor(report, small=setting.scale == "tiny")
     report.columns = columns(see)
     train_all(setting, [(recipe, changed_for(recipe)) for recipe in chosen.values()])
     refine = REFINED[setting.scale]
     for spec in setting.data:
-        train, held = Photographs.of(setting, spec, "train"), held_of[spec]
+        train, held = photographs(setting, spec, "train"), held_of[spec]
         for seed in setting.seeds:
-            found: dict[str, Found] = {}
+            by_row: dict[str, Found] = {}
             for row, recipe in chosen.items():
                 method, _ = trained(setting, recipe, spec, seed, changed=changed_for(recipe))
-                if isinstance(method, NeRF):
-                    found[row] = found_by_nerf(method, train, held, seed, refine=refine)
-                else:
-                    assert isinstance(method, Lift3D)
-                    found[row] = found_by_lift(method, train, held, seed)
-                report.add(spec, row, scored(found[row], train, held, see))
+                assert isinstance(method, Radiance)
+                own = refine if isinstance(method, NeRF) else 0
+                by_row[row] = found(method, train, held, seed, refine=own)
+                report.add(spec, row, scored(by_row[row], train, held, (see,)))
                 if recipe == "lift3d":
-                    better = found_by_lift(method, train, held, seed, refine=refine)  # type: ignore[arg-type]
-                    kept = {
-                        k: v
-                        for k, v in scored(better, train, held, see).items()
-                        if k not in ("used", "accuracy")
-                    }
-                    report.add(spec, f"  {row}, cameras refined", kept)
+                    better = found(method, train, held, seed, refine=refine, judge=False)
+                    figures = scored(replace(better, chosen=None), train, held, (see,))
+                    report.add(spec, f"  {row}, cameras refined", figures)
             stem = f"{name}-{file_name(spec)}"
             report.pictures.append(
-                sheet(setting, f"{stem}-{seed}", held, {row: f.views for row, f in found.items()})
+                sheet(setting, f"{stem}-{seed}", held, {row: f.views for row, f in by_row.items()})
             )
-            if any(f.trained is not None for f in found.values()):
-                report.pictures.append(camera_figure(setting, f"{stem}-cameras-{seed}", found, train))
+            if any(f.trained is not None for f in by_row.values()):
+                report.pictures.append(camera_figure(setting, f"{stem}-cameras-{seed}", by_row, train))
             if seed == setting.seeds[0] and "Lift3D" in chosen:
                 recipe = chosen["Lift3D"]
                 method, _ = trained(setting, recipe, spec, seed, changed=changed_for(recipe))

@@ -8,7 +8,8 @@ from typing import Any
 from pellucid.methods.lift3d.method import Lift3D, Lift3DConfig
 from pellucid.recipes import DataSpec, recipe
 from pellucid.reproduce.harness import Report, Setting, data_for, file_name, train_all, trained
-from pellucid.reproduce.views import Found, Photographs, camera_figure, columns, found_by_lift, scored
+from pellucid.reproduce.views import camera_figure, columns, photographs
+from pellucid.view_scores import Found, found_by_lift, scored
 
 CANDIDATES = (4, 8, 12)
 WEIGHTS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -31,7 +32,7 @@ def run(setting: Setting) -> Report:
     rows: dict[str, tuple[int, float]] = {f"{n} candidates": (n, USUAL[1]) for n in CANDIDATES}
     rows |= {f"lambda {weight:g}": (USUAL[0], weight) for weight in WEIGHTS if weight != USUAL[1]}
     chosen = setting.chosen(rows)
-    held_of = {spec: Photographs.of(setting, spec, "test") for spec in setting.data}
+    held_of = {spec: photographs(setting, spec, "test") for spec in setting.data}
     for spec in setting.data:
         if config_of(setting, spec).poses.kind != "candidates":
             raise ValueError(
@@ -40,14 +41,14 @@ def run(setting: Setting) -> Report:
     networks = {row: changed_to(setting, *how) for row, how in chosen.items()}
     train_all(setting, [("lift3d", changed) for changed in networks.values()])
     for spec in setting.data:
-        train, held = Photographs.of(setting, spec, "train"), held_of[spec]
+        train, held = photographs(setting, spec, "train"), held_of[spec]
         for seed in setting.seeds:
             found: dict[str, Found] = {}
             for row, changed in networks.items():
                 method, _ = trained(setting, "lift3d", spec, seed, changed=changed)
                 assert isinstance(method, Lift3D)
                 found[row] = found_by_lift(method, train, held, seed)
-                report.add(spec, row, scored(found[row], train, held, None))
+                report.add(spec, row, scored(found[row], train, held))
             if seed == setting.seeds[0]:
                 few = {row: f for row, f in found.items() if row.endswith("candidates")}
                 if few:

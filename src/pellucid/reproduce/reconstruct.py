@@ -12,7 +12,7 @@ from torch import Tensor
 from pellucid.methods.base import Method
 from pellucid.methods.denoising import DenoisingMethod
 from pellucid.metrics.attributes import perplexity_matrix
-from pellucid.metrics.distribution import Extractor, features, frechet_distance, kernel_distance
+from pellucid.metrics.distribution import Extractor, features, frechet_distance, kernel_distance, perceptual
 from pellucid.metrics.image import mse, ssim
 from pellucid.process.samplers import ddim
 from pellucid.reproduce.attributes import (
@@ -111,12 +111,6 @@ def come_back(method: Method, row: Row, x: Tensor, steps: int, seed: int) -> Ten
         rng = torch.Generator().manual_seed(seed)
         made.append(method.sample(len(chunk), rng, image=chunk, **use).images.cpu())
     return torch.cat(made)
-
-
-def perceptual(see: Extractor, a: Tensor, b: Tensor) -> Tensor:
-    """Cosine distance of the features of each pair, in [0, 2]: a stand-in for LPIPS, which is another network's."""
-    fa, fb = features(see, a).double(), features(see, b).double()
-    return 1 - torch.nn.functional.cosine_similarity(fa, fb)
 
 
 def likeness(see: Extractor, x: Tensor, made: Tensor) -> dict[str, float]:

@@ -46,6 +46,7 @@ class NeRF(Radiance):
     def __init__(self, config: NeRFConfig) -> None:
         super().__init__(config.view, config.size, config.channels)
         self.config = config
+        self.posed_by = "data" if config.poses == "given" else "learning"
         self.moves = nn.Parameter(torch.zeros(config.views, 6)) if config.poses == "learned" else None
         self.controls = camera_control()
         self.readouts = {}

@@ -39,6 +39,10 @@ READ_AT = 0.05
 """The time of the little noise under which a picture's pose is read."""
 COLLAPSED_BELOW = 1.5
 """Fewer candidates than that are in use, by the exponential of their entropy, when poses have collapsed."""
+CERTAIN = 0.95
+"""How often a classifier is right that has nothing more to learn."""
+FLAT = 0.8
+"""Of the spread of views about their mean, the error of a field that shows hardly more than that mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +126,9 @@ class Lift3D(Radiance):
 
     name: ClassVar[str] = "lift3d"
     reads_any_size: ClassVar[bool] = False
+    posed_by = "reading"
     usage: Tensor
+    course: Tensor
 
     def __init__(self, config: Lift3DConfig) -> None:
         super().__init__(config.view, config.size, config.channels)
@@ -142,6 +148,8 @@ class Lift3D(Radiance):
                 overlap=poses.overlap, hidden=poses.hidden,
             )  # fmt: skip
         self.register_buffer("usage", torch.full((self.candidates,), 1 / self.candidates))
+        # the classifier's accuracy, the error of what is shown, and the spread of views about their mean
+        self.register_buffer("course", torch.tensor([0.0, 0.0, 1.0]))
         self.controls = {
             "num_steps": Control(
                 kind="int", default=config.steps, low=1, high=config.steps, help="passes from noise to a view"
@@ -289,7 +297,8 @@ class Lifting(Stage):
 
     def __init__(self, method: Lift3D) -> None:
         self.method = method
-        self.chosen: list[Tensor] = []
+        self.seen: list[Tensor] = []
+        """Of each part of a batch: the shares of the candidates, and what `Lift3D.course` holds."""
         heads = [method.encoder, method.time, method.poses]
         self.players = method.scene() | {"poses": [p for part in heads for p in part.parameters()]}
 
@@ -308,9 +317,11 @@ class Lifting(Stage):
         terms = {"denoise": (seen.colour.view_as(there) - there).square().mean()}
         if method.candidates > 1:
             terms["scores"] = config.poses.score_weight * F.cross_entropy(poses.scores, won)
-            self.chosen.append(F.one_hot(won, method.candidates).float().mean(0))
-            terms["_accuracy"] = (poses.scores.argmax(1) == won).float().mean()
-            terms["_used"] = in_use(method.usage)
+            accuracy = (poses.scores.argmax(1) == won).float().mean()
+            spread = x0.var(0).mean() if len(x0) > 1 else x0.new_tensor(4.0)  # the most there is
+            use = F.one_hot(won, method.candidates).float().mean(0)
+            self.seen.append(torch.cat([use, torch.stack([accuracy, terms["denoise"].detach(), spread])]))
+            terms["_accuracy"], terms["_used"] = accuracy, in_use(method.usage)
         yield tuple(self.players), terms
 
     def after_step(self, step: int) -> None:
@@ -319,19 +330,33 @@ class Lifting(Stage):
         if method.candidates == 1:
             return
         # of the whole batch, whoever computed its parts: all processes have to come to one conclusion
-        used = torch.stack(self.chosen).mean(0)
-        self.chosen.clear()
+        seen = torch.stack(self.seen).mean(0)
+        self.seen.clear()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(used)
-            used /= torch.distributed.get_world_size()
-        method.usage.lerp_(used.to(method.usage), 0.02)
-        patience, left = method.config.patience, float(in_use(method.usage))
-        if method.candidates > 2 and patience and step + 1 >= patience and left < COLLAPSED_BELOW:
+            torch.distributed.all_reduce(seen)
+            seen /= torch.distributed.get_world_size()
+        method.usage.lerp_(seen[:-3].to(method.usage), 0.02)
+        method.course.lerp_(seen[-3:].to(method.course), 0.02)
+        if method.config.patience and step + 1 >= method.config.patience:
+            self.refuse_collapse()
+
+    def refuse_collapse(self) -> None:
+        """A CollapseError where training has come to an end without having found a scene."""
+        method, poses = self.method, self.method.config.poses
+        left, (accuracy, error, spread) = float(in_use(method.usage)), method.course.tolist()
+        if method.candidates > 2 and left < COLLAPSED_BELOW:
             raise CollapseError(
                 f"nearly all photographs choose one camera of {method.candidates} ({left:.1f} in use), so that the "
-                f"field is a picture and no scene. Try a lower poses.score_weight (now "
-                f"{method.config.poses.score_weight:g}), more candidates, or elevations (poses.low, poses.high) that "
-                f"fit the photographs; an object that looks the same from all sides has no poses to find"
+                f"field is a picture and no scene. Try a lower poses.score_weight (now {poses.score_weight:g}), more "
+                f"candidates, or elevations (poses.low, poses.high) that fit the photographs; an object that looks "
+                f"the same from all sides has no poses to find"
+            )
+        if accuracy > CERTAIN and error > FLAT * spread:
+            raise CollapseError(
+                f"the classifier is certain of its candidates (right in {accuracy:.0%} of views) while the field shows "
+                f"hardly more than the mean of all photographs (error {error:.3g}, their spread {spread:.3g}): cameras "
+                f"were settled before there was anything to tell them by. Lower poses.score_weight (now "
+                f"{poses.score_weight:g}), or let detail in later (view.opens, now {method.view.opens})"
             )
 
 
