@@ -599,3 +599,42 @@ def test_a_rendered_cube_is_the_cube():
     seen = render(field, Space(near=2.0, far=4.0), origins, directions, 400, background="black")
     hit = cube_pixels(origins, directions).ne(1.0).any(1)
     assert ((seen.opacity > 0.5) == hit).float().mean() > 0.995
+
+
+def test_by_views_of_much_noise_poses_learn_and_the_field_does_not(monkeypatch):
+    method = lift()
+    method = type(method)(replace(method.config, field_until=0.5))
+    (stage,) = method.stages()
+    torch.nn.init.normal_(method.poses.offsets.weight)
+
+    def learned(t: float) -> dict[str, float]:
+        monkeypatch.setattr(
+            "pellucid.methods.lift3d.method.training_times", lambda schedule, n, rng, **_: torch.full((n,), t)
+        )
+        ((_, terms),) = list(stage.losses(Batch(x0=pictures(4)), rng()))
+        method.zero_grad()
+        terms["denoise"].backward()
+        players = {"field": stage.players["field"], "poses": [method.poses.offsets.weight]}
+        # a gradient of zeros, and not none: processes add theirs up
+        return {name: sum(p.grad.abs().sum().item() for p in ps) for name, ps in players.items()}
+
+    much, little = learned(0.51), learned(0.5)
+    assert much["field"] == 0
+    assert much["poses"] > 0
+    assert min(little["field"], little["poses"]) > 0
+    assert all(p.requires_grad for p in method.field.parameters())
+
+
+def test_the_error_is_the_mean_over_all_views_whichever_teach():
+    """Split in two by time, the loss is what it is in one: rays at the same places of the same cameras."""
+    torch.manual_seed(0)
+    method = lift().eval()
+    whole = type(method)(replace(method.config, field_until=1.0))
+    split = type(method)(replace(method.config, field_until=0.3))
+    split.load_state_dict(whole.state_dict())
+    x, errors = pictures(256), []
+    for some in (whole, split):
+        (stage,) = some.stages()
+        ((_, terms),) = list(stage.losses(Batch(x0=x), rng()))
+        errors.append(terms["denoise"].item())
+    assert errors[0] == pytest.approx(errors[1], rel=0.02)

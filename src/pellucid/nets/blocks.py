@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -23,6 +24,22 @@ def groups_for(width: int, most: int = 32) -> int:
 
 def conv3(c_in: int, c_out: int, *, padding_mode: Padding, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1, padding_mode=padding_mode)
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """What the network computes inside passes gradients on to its input, and none to its parameters.
+
+    So a generator learns from a critic, or cameras by a field, without half of the arithmetic of the way back.
+    """
+    ours = [p for p in network.parameters() if p.requires_grad]
+    for p in ours:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in ours:
+            p.requires_grad_(True)
 
 
 def zeroed(module: M) -> M:

@@ -8,8 +8,6 @@ photograph and an average of weights all need that.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,22 +56,6 @@ class GANConfig:
         """Channels at each size, from size / stem down to 4 x 4."""
         halvings = (self.size // self.stem // 4).bit_length() - 1
         return tuple(self.base * min(2**i, self.most) for i in range(halvings + 1))
-
-
-@contextmanager
-def frozen(network: nn.Module) -> Iterator[None]:
-    """What the network computes inside passes gradients on to its input, and none to its parameters.
-
-    For the generator's turn: the critic's gradients are nobody's there, and half of the arithmetic of its way back.
-    """
-    ours = [p for p in network.parameters() if p.requires_grad]
-    for p in ours:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in ours:
-            p.requires_grad_(True)
 
 
 def layers(c_in: int, c_out: int, units: int, *, norm: bool, smooth: bool = False) -> nn.Sequential:

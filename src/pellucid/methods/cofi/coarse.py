@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from pellucid.methods.base import CollapseError, Pictures, Stage
 from pellucid.methods.contrast import ViewConfig, nt_xent, view
 from pellucid.methods.priors import BitCodes, bits_of
-from pellucid.nets.gan import frozen
+from pellucid.nets.blocks import frozen
 from pellucid.types import Batch
 
 if TYPE_CHECKING:

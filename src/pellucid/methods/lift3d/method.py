@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -27,6 +28,7 @@ from pellucid.methods.radiance import (
     telling_rays,
     view_readouts,
 )
+from pellucid.nets.blocks import frozen
 from pellucid.nets.modulation import TimeModulator
 from pellucid.nets.nerf import Ask, Baked
 from pellucid.nets.unet import Encoder, UNetConfig
@@ -95,9 +97,10 @@ class Lift3DConfig:
     noisy: bool = True
     """Poses are learned from noisy views; of clean ones it is an autoencoder (the paper's ablation)."""
     low_share: float = 0.0
-    """Share of the views that get little noise, a fifth of the times, once the field shows all its detail (before, by
-    the square of what it shows): where all is noise no camera can be right, and what is rendered from wrong ones blurs
-    the field. The paper has none."""
+    """Share of the views that get little noise, a fifth of the times. The paper has none."""
+    field_until: float = 1.0
+    """The latest time of a noisy view that teaches the field; by later ones the poses learn alone, as under much noise
+    no camera can be right, and what is learned from wrong ones is blurred. 1: all teach it, as in the paper."""
     steps: int = 100
     """Of the diffusion. Its betas are Ho et al.'s, larger by 1000 / steps, so that the last step is noise."""
     patience: int = 2000
@@ -116,6 +119,11 @@ class Lift3DConfig:
             raise ValueError(
                 "view.forward is a scene that cameras look into side by side, and poses.kind candidates all about an "
                 "object: train lift3d-forward, or set poses.kind=single and poses.candidates=1"
+            )
+        if not 0 <= self.low_share <= 1 or not 0 < self.field_until <= 1:
+            raise ValueError(
+                f"low_share is {self.low_share} and field_until {self.field_until}: a share from 0 to 1, and a time "
+                f"above 0, to 1"
             )
         if self.steps < 21:
             raise ValueError(f"steps is {self.steps}; with fewer than 21 the largest beta would pass 1")
@@ -306,15 +314,20 @@ class Lifting(Stage):
         method, x0 = self.method, batch.x0
         config = method.config
         if config.noisy:
-            low_share = config.low_share * float(method.field.opened) ** 2
-            t = training_times(method.schedule, len(x0), rng, low_share=low_share).to(x0.device)
+            t = training_times(method.schedule, len(x0), rng, low_share=config.low_share).to(x0.device)
             poses = method.posed(method.noised(x0, t, rng), t)
         else:
-            poses = method.posed(x0, torch.zeros(len(x0), device=x0.device))
+            t = torch.zeros(len(x0), device=x0.device)
+            poses = method.posed(x0, t)
         won = method.winners(poses.cameras, x0, rng)
         at, there = chosen_rays(x0, method.view.rays, rng)
-        seen = method.seen(_of_each(poses.cameras, won), at, method.view.samples, rng)
-        terms = {"denoise": (seen.colour.view_as(there) - there).square().mean()}
+        cameras, teaches = _of_each(poses.cameras, won), t <= config.field_until
+        # where a part of a batch teaches the field nothing, that has a gradient of zeros: processes add theirs up
+        error = 0.0 * torch.stack([p.sum() for ps in method.scene().values() for p in ps]).sum()
+        for rows, learns in ((teaches, True), (~teaches, False)):
+            if rows.any():
+                error = error + self._error(cameras[rows], at[rows], there[rows], rng, field_learns=learns)
+        terms = {"denoise": error / there.numel()}
         if method.candidates > 1:
             terms["scores"] = config.poses.score_weight * F.cross_entropy(poses.scores, won)
             accuracy = (poses.scores.argmax(1) == won).float().mean()
@@ -323,6 +336,16 @@ class Lifting(Stage):
             self.seen.append(torch.cat([use, torch.stack([accuracy, terms["denoise"].detach(), spread])]))
             terms["_accuracy"], terms["_used"] = accuracy, in_use(method.usage)
         yield tuple(self.players), terms
+
+    def _error(
+        self, cameras: Tensor, at: Tensor, there: Tensor, rng: torch.Generator, *, field_learns: bool
+    ) -> Tensor:
+        """The sum of squares between what cameras see at places of their pictures and what is there."""
+        method = self.method
+        focal = None if field_learns else method.focal.detach()
+        with nullcontext() if field_learns else frozen(method.field):
+            seen = method.seen(cameras, at, method.view.samples, rng, focal=focal)
+        return (seen.colour.view_as(there) - there).square().sum()
 
     def after_step(self, step: int) -> None:
         method = self.method
