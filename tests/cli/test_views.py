@@ -3,11 +3,13 @@
 import importlib.util
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
 import threading
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -316,7 +318,7 @@ def test_photographs_are_named_by_their_files_with_the_sizes_that_they_have(
 ):
     made_run = trained_run(tmp_path / "run", "lift3d", data=photographs)
     model = pellucid.load(made_run, device="cpu")
-    out = tmp_path / "elsewhere" / "t.json"
+    out = tmp_path / "elsewhere" / "transforms.json"
     run("export", made_run, "--cameras", out)
     shutil.copytree(photographs, tmp_path / "copy")
     inside = tmp_path / "copy" / "transforms.json"
@@ -325,14 +327,18 @@ def test_photographs_are_named_by_their_files_with_the_sizes_that_they_have(
         squares = f"{file.stem}-images"
         assert [p.name for p in (file.parent / squares).iterdir()] == ["0003.png"]
         for frame in (made := checked(file))["frames"]:
-            where = file.parent / frame["file_path"]
+            assert not Path(frame["file_path"]).is_absolute()
+            where = Path(os.path.normpath(file.parent / frame["file_path"]))
             assert where.parent in (home, file.parent / squares)
             with Image.open(where) as picture:
                 assert (frame.get("w", made.get("w")), frame.get("h", made.get("h"))) == picture.size
                 assert not picture.getexif().get(0x0112)
             assert frame["fl_x"] == pytest.approx(24 * model.method.focal.item())
-    assert not ViewsSource(tmp_path / "copy").faults
-    assert all(not f["file_path"].startswith("/") for f in json.loads(inside.read_text())["frames"])
+    for folder in (out.parent, inside.parent):  # both are read again, wherever the photographs lie
+        source = ViewsSource(folder)
+        assert len(source.frames) == len(made["frames"])
+        assert not source.faults
+        assert not any(key.startswith((".", "/")) for key in (f.key for f in source.frames))
 
 
 def test_cameras_do_not_change_what_the_training_folder_is(trained_run, photographs, tmp_path, capsys):

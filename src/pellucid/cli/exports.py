@@ -140,14 +140,12 @@ def _save_cameras(
     folder, squares = Path(os.path.abspath(path.parent)), _squares(path)
     files: list[str] = []
     sizes: list[tuple[int, int]] = []
-    written_out = outside = 0
+    written_out = 0
     for i, photograph in enumerate(photographs):
         header = None if photograph is None else inspect(photograph)
         if photograph is not None and header is not None and not header.rotated:
             real = Path(os.path.abspath(photograph))
-            inside = real.is_relative_to(folder)
-            outside += not inside
-            files.append((real.relative_to(folder) if inside else real).as_posix())
+            files.append(Path(os.path.relpath(real, folder)).as_posix())
             sizes.append((header.width, header.height))
             continue
         if photograph is None:
@@ -175,8 +173,7 @@ def _save_cameras(
         made["ply_file_path"] = cloud.relative_to(folder).as_posix()
     written(path, made)
     beside = f", {written_out} squares in {squares}" * bool(written_out)
-    far = f"; {outside} photographs lie elsewhere and are named by their whole path" * bool(outside)
-    say(f"{len(files)} cameras: {path}{beside}{far}")
+    say(f"{len(files)} cameras: {path}{beside}")
     return {"file": str(path), "cameras": len(files), "squares": written_out}
 
 

@@ -223,7 +223,7 @@ class Frame:
     """One picture of a `transforms.json`, as it is written there."""
 
     key: str
-    """Its path from the folder."""
+    """Its path from the folder, or where pictures lie outside it from the one that holds them all."""
     path: Path
     camera: np.ndarray
     """(4, 4), in the file's world."""
@@ -237,7 +237,7 @@ class ViewsSource:
     """The pictures that a folder's `transforms.json` names, or Blender's `transforms_train.json`, `_val` and `_test`.
 
     Splits are Blender's, or those of nerfstudio's `train_filenames`, `val_filenames` and `test_filenames`; else the
-    usual ones. Paths lie within the folder; one without an extension is completed.
+    usual ones. Paths count from the folder and may lead out of it; one without an extension is completed.
 
     Args:
         root: the folder.
@@ -268,22 +268,26 @@ class ViewsSource:
                 f"{root} has {' and '.join(table.name for table, _ in tables)}: keep one or the other"
             )
         self.faults: list[tuple[str, str]] = []
-        found: dict[str, tuple[Frame, str]] = {}
+        found: dict[Path, tuple[Frame, str]] = {}
         for table, split in tables:
             for place, frame in self._frames(table, split):
-                if frame.key in found:
-                    self.faults.append((frame.key, f"{place}: named before, by {found[frame.key][1]}"))
+                if frame.path in found:
+                    name = os.path.relpath(frame.path, self.root)
+                    self.faults.append((name, f"{place}: named before, by {found[frame.path][1]}"))
                 else:
-                    found[frame.key] = (frame, place)
+                    found[frame.path] = (frame, place)
         if strict and self.faults:
             shown = "\n".join(f"  {name}: {why}" for name, why in self.faults[:20])
             more = f"\n  and {len(self.faults) - 20} more" if len(self.faults) > 20 else ""
             raise ValueError(f"{len(self.faults)} frames of {root} cannot be used:\n{shown}{more}")
-        self.frames = [found[key][0] for key in sorted(found)]
+        base = os.path.commonpath([self.root, *(f.path.parent for f, _ in found.values())])
+        from_base = lambda path: unicodedata.normalize("NFC", path.relative_to(base).as_posix())
+        frames = [replace(frame, key=from_base(frame.path)) for frame, _ in found.values()]
+        self.frames = sorted(frames, key=lambda frame: frame.key)
         beside = {path for folder in {f.path.parent for f in self.frames} for path in folder.iterdir()}
         named = {frame.path for frame in self.frames}
         self.unnamed = sorted(
-            path.relative_to(self.root).as_posix()
+            from_base(path)
             for path in beside - named
             if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
         )
@@ -322,7 +326,6 @@ class ViewsSource:
                 continue
             try:
                 path = self._file(name)
-                key = unicodedata.normalize("NFC", path.relative_to(self.root).as_posix())
                 camera = _rigid(entry.get("transform_matrix"))
                 header = inspect(path)
                 focal, away = _focal({**meta, **entry}, header)
@@ -336,7 +339,9 @@ class ViewsSource:
                 own = declared.get(os.path.normpath(name), split)
                 yield (
                     place,
-                    Frame(key=key, path=path, camera=camera, focal=focal, header=header, split=own),
+                    Frame(
+                        key=path.as_posix(), path=path, camera=camera, focal=focal, header=header, split=own
+                    ),
                 )
         if off > _MIDDLE:
             _log.warning(
@@ -348,10 +353,8 @@ class ViewsSource:
             _log.warning("%s: lens distortion of up to %.3g is not undone", table, bent)
 
     def _file(self, name: str) -> Path:
-        """The picture that a path in a table means. Raises ValueError where there is none within the folder."""
+        """The picture that a path in a table means. Raises ValueError where there is none."""
         path = Path(os.path.normpath(self.root / name.replace("\\", "/")))
-        if not path.is_relative_to(self.root):
-            raise ValueError("leads out of the folder")
         if path.is_file():
             return path
         suffixes = (".png", *(suffix for suffix in EXTENSIONS if suffix != ".png"))
