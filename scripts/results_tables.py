@@ -38,6 +38,17 @@ CODES = {
     "fd_efflite0": "FD",
     "kid_efflite0": "KID",
 }
+VIEWS = {
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "perceptual_efflite0": "perceptual",
+    "rotation": "rotation, degrees",
+    "near": "within 15",
+    "translation": "translation",
+    "rotation_train": "rotation, training views",
+    "used": "candidates used",
+    "accuracy": "classifier",
+}
 ATTRIBUTES = ("identity", "background", "pose", "sign", "tone", "vendor")
 COLUMNS = {
     "gae-disentangle": {f"reads_{name}": name for name in ATTRIBUTES}
@@ -68,6 +79,9 @@ COLUMNS = {
         "mean": "recombined, mean",
         "all": "recombined, all at once",
     },
+    "lift3d-360": VIEWS,
+    "lift3d-forward": VIEWS,
+    "lift3d-ablation": VIEWS,
     "cofi-coarse": CODES,
     "cofi-ablation-coarse": CODES
     | {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -34,6 +35,7 @@ from pellucid.reproduce.views import (
     sphere_plot,
 )
 from pellucid.train.checkpoint import read_checkpoint, steps_of
+from pellucid.train.log import read_log
 from pellucid.train.preview import grid, save_png
 from pellucid.view_scores import Found, Photographs, found, scored, similarity
 
@@ -49,6 +51,17 @@ PAPER = {
     "Lift3D": {"PSNR": "26.43 car, 21.38 Lego, 18.65 drums"},
     "NeRF-- (poses as parameters)": {"PSNR": "fails on all three"},
 }
+GOALS = {
+    "NeRF, poses given": -5.0,
+    "Lift3D without noise (autoencoder)": 4.0,
+    "Lift3D, one camera (algorithm 3)": 4.0,
+}
+"""By how many dB ours should lie above a row, at the least."""
+NEAR_ENOUGH = 15.0
+"""Degrees by which half of the held-out cameras may be off."""
+CANDIDATES = 12
+"""Of the recipes."""
+SMOOTHED = 9
 MOMENTS = 5
 """Checkpoints that the picture of poses over training shows, at most."""
 
@@ -60,11 +73,18 @@ def run(setting: Setting) -> Report:
         title="A scene from photographs of unknown pose (Yuan's thesis, table 3.1, 360 degrees)",
         rows=ROWS,
         paper=PAPER,
+        goals=GOALS,
     )
 
 
 def compared(
-    setting: Setting, *, name: str, title: str, rows: dict[str, str], paper: dict[str, dict[str, str]]
+    setting: Setting,
+    *,
+    name: str,
+    title: str,
+    rows: dict[str, str],
+    paper: dict[str, dict[str, str]],
+    goals: dict[str, float] | None = None,
 ) -> Report:
     """Train the rows' recipes on every data set, score held-out views and cameras, and draw them."""
     report = Report(name=name, title=title, columns=(), paper=paper)
@@ -94,6 +114,11 @@ def compared(
             )
             if any(f.trained is not None for f in by_row.values()):
                 report.pictures.append(camera_figure(setting, f"{stem}-cameras-{seed}", by_row, train))
+            classified = [row for row, f in by_row.items() if f.candidates > 1]
+            if classified:
+                report.pictures.append(
+                    course(setting, f"{stem}-course-{seed}", classified, chosen, spec, seed)
+                )
             if seed == setting.seeds[0] and "Lift3D" in chosen:
                 recipe = chosen["Lift3D"]
                 method, _ = trained(setting, recipe, spec, seed, changed=changed_for(recipe))
@@ -102,7 +127,7 @@ def compared(
                 report.pictures.append(
                     over_training(setting, f"{stem}-training", chosen["Lift3D"], spec, seed, train)
                 )
-        report.notes += verdicts(report, spec, setting)
+        report.notes += verdicts(report, spec, setting, goals or {})
     report.notes.append(
         "held-out views are seen from the camera that one pass reads of each (for given poses, from its own); 'cameras "
         f"refined': moved by {refine} steps of gradients through the field, as NeRF--'s are, which begin at the true "
@@ -113,28 +138,57 @@ def compared(
     return report
 
 
-def verdicts(report: Report, spec: str, setting: Setting) -> list[str]:
-    """Every seed's figures, failures included, and ours against the others."""
-    found: list[str] = []
+def verdicts(report: Report, spec: str, setting: Setting, goals: dict[str, float]) -> list[str]:
+    """Every seed's figures, failures included: ours against the others, and whether goals are met."""
     ours = report.rows.get((spec, "Lift3D"))
     if ours is None:
-        return found
+        return []
+    met = lambda yes: " (met)" * bool(goals and yes) + " (missed)" * bool(goals and not yes)
+    found = []
     for i, seed in enumerate(setting.seeds):
         told = [f"seed {seed}: PSNR {ours['psnr'][i]:.2f}"]
-        for row in (
-            "NeRF, poses given",
-            "Lift3D without noise (autoencoder)",
-            "Lift3D, one camera (algorithm 3)",
-        ):
+        for row, least in GOALS.items():
             other = report.rows.get((spec, row))
             if other:
-                told.append(f"{ours['psnr'][i] - other['psnr'][i]:+.2f} dB to {row}")
+                lead = ours["psnr"][i] - other["psnr"][i]
+                told.append(f"{lead:+.2f} dB to {row}" + met(lead >= goals.get(row, least)))
         if "used" in ours:
-            told.append(f"{ours['used'][i]:.0f} candidates used")
+            used = ours["used"][i]
+            told.append(f"{used:.0f} candidates used" + met(used >= CANDIDATES / 2))
         if "rotation" in ours:
-            told.append(f"rotation off by {ours['rotation'][i]:.1f} degrees in the middle")
+            off = ours["rotation"][i]
+            told.append(f"rotation off by {off:.1f} degrees in the middle" + met(off < NEAR_ENOUGH))
         found.append(f"{spec}, " + ", ".join(told))
+    if goals:
+        wanted = ", ".join(f"{least:+g} dB to {row}" for row, least in goals.items())
+        found.append(
+            f"goals: {wanted}, half of {CANDIDATES} candidates used, and half of the cameras within "
+            f"{NEAR_ENOUGH:g} degrees"
+        )
     return found
+
+
+def course(
+    setting: Setting, name: str, rows: list[str], recipes: dict[str, str], spec: str, seed: int
+) -> str:
+    """Whether the classifier grows sure after the field shows something, or before: figures of training rays by step,
+    as medians of `SMOOTHED` log lines; a panel for each method."""
+    figure = blank(4.5 * len(rows), 3.2)
+    for i, row in enumerate(rows):
+        run = run_folder(setting, recipes[row], spec, seed, changed=changed_for(recipes[row]))
+        lines = [line for line in read_log(run) if "accuracy" in line]
+        steps = [line["step"] for line in lines]
+        smooth = lambda values: [
+            float(np.median(values[max(0, k - SMOOTHED + 1) : k + 1])) for k in range(len(values))
+        ]
+        axes = figure.add_subplot(1, len(rows), i + 1)
+        axes.plot(steps, smooth([10 * math.log10(4 / line["denoise"]) for line in lines]), color="tab:blue")
+        axes.set(xlabel="step", ylabel="PSNR of training rays, dB (blue)", title=row)
+        share = axes.twinx()
+        share.plot(steps, smooth([line["accuracy"] for line in lines]), color="tab:orange")
+        share.plot(steps, [line["used"] / CANDIDATES for line in lines], color="tab:green", lw=0.8)
+        share.set(ylim=(0, 1.05), ylabel="classifier (orange), candidates in use (green)")
+    return drawn(figure, setting.pictures / f"{name}.png")
 
 
 @torch.no_grad()
