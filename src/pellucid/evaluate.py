@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,23 @@ from pellucid.methods.base import resolve
 from pellucid.methods.baselines import segmenters
 from pellucid.methods.kernels import explain
 from pellucid.methods.radiance import Radiance
+from pellucid.metrics.distribution import EfficientNetLite0, Extractor
 from pellucid.metrics.segmentation import choose_assignment, oracle_assignment, score, smallest_share
 from pellucid.model import Model
 from pellucid.train.trainer import place_of
-from pellucid.view_scores import TITLES, Photographs, found, scored
+from pellucid.view_scores import LOOKS, TITLES, Photographs, found, scored
 
-COLUMNS = {
-    "dataset_iou": "IoU, one assignment",
-    "oracle_iou": "IoU, oracle",
-    "smallest_region": "smallest region",
-} | TITLES
+REFINED = 100
+"""Steps in which cameras of views held out are optimised where a model reads none."""
+COLUMNS = (
+    {
+        "dataset_iou": "IoU, one assignment",
+        "oracle_iou": "IoU, oracle",
+        "smallest_region": "smallest region",
+    }
+    | TITLES
+    | {f"{LOOKS}efflite0": "perceptual"}
+)
 """What `table` calls the figures that it shows, in their order."""
 
 
@@ -83,13 +91,15 @@ def evaluate_views(
 
     In the world of the true cameras, found ones are aligned by training views where those can be opened and have
     cameras, else by the photographs that are scored. `refine` moves each found camera by so many steps. Of a folder the
-    held-out pictures are scored, or all where it is not the training folder.
+    held-out pictures are scored, or all where it is not the training folder. How alike pictures look is judged by
+    ImageNet features, too, where their package is installed.
     """
     method, made = model.method, model.recipe.data
     assert isinstance(method, Radiance)
     use = resolve(method.controls, controls, reading=True)
     folder = spec not in BUILT_IN and Path(spec).expanduser().exists()
-    if folder and method.posed_by != "reading" and place_of(spec) != place_of(made.spec):
+    same = spec == made.spec or (folder and place_of(spec) == place_of(made.spec))
+    if not same and method.posed_by != "reading":
         raise ValueError(
             f"{spec} is not where the model learned ({made.spec}): cameras of another folder lie in a world of their "
             f"own, and this model reads none of pictures. Hold pictures of the same folder out (`val_filenames` of its "
@@ -102,9 +112,18 @@ def evaluate_views(
         train = Photographs.of(training_pictures(model), limit=limit)
     except ValueError:  # they are not here: what they would say is left out
         train = None
-    figures = scored(found(method, train, held, seed, refine=int(use.get("refine", 0))), train, held)
+    if train is not None and not same:  # their cameras lie in a world of their own
+        train = replace(train, cameras=None, focal=None)
+    if method.posed_by == "learning" and train is None:
+        raise ValueError(
+            "this model learned its cameras, and where they stand among true ones its training pictures say, which "
+            "are not to be had"
+        )
+    # learned poses read nothing: cameras of views held out are optimised, as their authors do
+    refine = int(use.get("refine", REFINED))
+    figures = scored(found(method, train, held, seed, refine=refine), train, held, looks())
     by = None
-    if "rotation" in figures:
+    if "rotation" in figures or "rotation_train" in figures:
         by = "training views" if "rotation_train" in figures else "the views scored"
     return {
         "data": spec,
@@ -113,6 +132,13 @@ def evaluate_views(
         "size": made.size,
         "scores": {model.recipe.method: figures},
     }
+
+
+def looks() -> tuple[Extractor, ...]:
+    try:
+        return (EfficientNetLite0(),)
+    except ImportError:
+        return ()
 
 
 def evaluate_masks(

@@ -21,6 +21,8 @@ from pellucid.metrics.cameras import Similarity, aligned, camera_errors
 from pellucid.metrics.distribution import Extractor, perceptual
 from pellucid.metrics.image import psnr, ssim
 
+AT_ONCE = 64
+"""Pictures that an encoder reads at a time."""
 NEAR = 15.0
 """Degrees within which a camera counts as found: a median does not see that two fifths lie the wrong way."""
 LOOKS = "perceptual_"
@@ -107,18 +109,21 @@ def found_by_lift(
 ) -> Found:
     """One pass over each view under a little noise, the classifier's choice (section 3.3.4)."""
     rng, x = torch.Generator().manual_seed(seed), held.x.to(method.device)
-    cameras = method.refined(method.best(method.poses_of(x, rng)), x, refine, rng)
+    read = lambda pictures: [method.poses_of(part, rng) for part in pictures.split(AT_ONCE)]
+    cameras = method.refined(torch.cat([method.best(poses) for poses in read(x)]), x, refine, rng)
     own = Found(views=method.pictures(cameras)[0].cpu(), held=cameras.cpu(), candidates=method.candidates)
     if train is None:
         return own
     seen = train.x.to(method.device)
-    poses = method.poses_of(seen, rng)
-    chosen, accuracy = poses.scores.argmax(1), math.nan
+    poses = read(seen)
+    chosen, accuracy = torch.cat([part.scores.argmax(1) for part in poses]), math.nan
     if judge and method.candidates > 1:
-        whole = torch.stack([method.pictures(c)[0] for c in poses.cameras])  # (M, candidates, C, H, W)
-        best = (whole - seen[:, None]).square().mean((2, 3, 4)).argmin(1)
+        error = lambda candidates, there: (method.pictures(candidates)[0] - there).square().mean((1, 2, 3))
+        all_cameras = torch.cat([part.cameras for part in poses])
+        best = torch.stack([error(c, there).argmin() for c, there in zip(all_cameras, seen, strict=True)])
         accuracy = (chosen == best).double().mean().item()
-    return replace(own, trained=method.best(poses).cpu(), chosen=chosen.cpu(), accuracy=accuracy)
+    trained = torch.cat([method.best(part) for part in poses])
+    return replace(own, trained=trained.cpu(), chosen=chosen.cpu(), accuracy=accuracy)
 
 
 def found_by_nerf(

@@ -22,6 +22,8 @@ class Stage:
     name: str
     players: Mapping[str, list[nn.Parameter]]
     """Who owns which parameters; a player's optimiser is stepped when its losses are yielded."""
+    rates: Mapping[str, float] = {}
+    """Of players: factors on the learning rate where the settings (`lr_of`) name none."""
     shows: Mapping[str, Any] | None = {}
     """The controls by which a sample shows what this stage has learned so far; None where no sample can."""
     derives: bool = False
@@ -244,6 +246,8 @@ class Method(nn.Module):
     """(C, H, W) of what it generates."""
     reads_any_size: ClassVar[bool] = True
     """Whether `read` takes pictures of other sizes than it generates; otherwise their centre square is read."""
+    shardable: ClassVar[bool] = True
+    """Whether its weights may be split among processes: each is then whole only where its module is called."""
     edits_vary: ClassVar[bool] = True
     """Whether an edit of one picture, nothing else changed, comes out otherwise under another seed."""
 

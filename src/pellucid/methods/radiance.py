@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,10 @@ from pellucid.types import Batch, Control, Readout
 
 REFINING = 0.01
 """Adam's rate where a camera is refined: radians and units of the world."""
+FOCAL_RATE: Mapping[str, float] = {"focal": 0.03}
+"""Of the one focal length of all pictures, as a factor on the field's rate."""
+FOCAL_FROM = 0.5
+"""Of the field's detail, how much has to be let in before a focal length is learned."""
 REFINING_RAYS = 256
 """Of a picture, in each step of that; all, where there are no more."""
 SWAY = 0.15
@@ -86,11 +90,12 @@ class ViewConfig:
         self.space()
         if self.radius <= 0:
             raise ValueError(f"radius is {self.radius}; cameras stand at a distance above 0")
-        if not self.forward and (self.near >= self.radius + 1 or self.far <= self.radius - 1):
+        first, last = max(0.1 * self.radius, self.radius - 1), self.radius + 1
+        if not self.forward and (self.near > first * (1 + 1e-6) or self.far < last * (1 - 1e-6)):
             raise ValueError(
-                f"radius is {self.radius:g}, and rays run from near = {self.near:g} to far = {self.far:g}, past the "
-                f"unit ball in which the object lies: set near and far to {max(0.05, self.radius - 1):g} and "
-                f"{self.radius + 1:g}"
+                f"radius is {self.radius:g}, and rays run from near = {self.near:g} to far = {self.far:g}, which "
+                f"leaves out a part of the unit ball in which the object lies: set near to at most {first:g} and far "
+                f"to at least {last:g}"
             )
         if self.forward and self.background in ("white", "black"):
             raise ValueError(
@@ -107,6 +112,10 @@ class ViewConfig:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least {least}")
 
+    def stretched(self, share: float) -> ViewConfig:
+        """For a training so many times as long: detail comes as late in it."""
+        return replace(self, opens=round(share * self.opens))
+
     def space(self) -> Space:
         return Space(
             near=self.near, far=self.far, forward=self.forward, contracted=self.surroundings, focal=self.focal
@@ -116,6 +125,7 @@ class ViewConfig:
 class Radiance(Method):
     """A method whose pictures are seen in a field of density and colour."""
 
+    shardable: ClassVar[bool] = False  # grids are read where nobody calls them, whole
     log_focal: Tensor
     posed_by: Literal["reading", "data", "learning"]
     """Whence the cameras of photographs: read of any picture, given with it, or learned, of training pictures alone."""
@@ -125,6 +135,7 @@ class Radiance(Method):
         self.view, self.image_shape = config, (channels, size, size)
         self.space = config.space()
         self.field = make_field(config.field, channels)
+        self.field.open(0.0 if config.opens else 1.0)
         self.occupancy = Occupancy() if config.occupied else None
         first = torch.tensor(config.focal).log()
         self.shared: list[nn.Parameter] = [nn.Parameter(first)] if config.learn_focal else []
@@ -150,7 +161,12 @@ class Radiance(Method):
         """(), in sides of the picture."""
         focal = self.log_focal.exp()
         # of fog alone, any is right: it would run away before the field shows what it could be told by
-        return focal if self.field.opened >= 1 else focal.detach()
+        return focal if self.field.opened >= FOCAL_FROM else focal.detach()
+
+    def no_gradient(self) -> Tensor:
+        """Zero, with a gradient of zeros for all that is learned of the scene: of what one part of a batch teaches
+        nothing, another may, and gradients of all parts and processes are added up."""
+        return 0.0 * torch.stack([p.sum() for owned in self.scene().values() for p in owned]).sum()
 
     # ---- rays --------------------------------------------------------------------------------
 
@@ -209,6 +225,11 @@ class Radiance(Method):
         """
         if not steps:
             return cameras
+        at_once = max(1, self.view.budget // (REFINING_RAYS * self.view.samples))
+        parts = zip(cameras.split(at_once), x.split(at_once), strict=True)
+        return torch.cat([self._refined(some, there, steps, rng) for some, there in parts])
+
+    def _refined(self, cameras: Tensor, x: Tensor, steps: int, rng: torch.Generator) -> Tensor:
         seen_first = self.pictures(cameras)[0]
         lost = seen_first.flatten(1).std(1) < 1e-6
         cameras = torch.where(lost[:, None, None], self.first, cameras.detach())
@@ -260,7 +281,7 @@ class Radiance(Method):
     @torch.no_grad()
     def seen_from(self, batch: Batch, rng: torch.Generator, **controls: Any) -> Tensor:
         """The cameras (B, 4, 4) from which training pictures were taken, as far as the method knows."""
-        return self.read(batch.x0.to(self.device), rng, **controls)["camera"].view(-1, 4, 4)
+        raise NotImplementedError
 
     def after_views(self, step: int) -> None:
         """What follows a training step: more detail, and a look at where nothing is."""

@@ -140,6 +140,8 @@ def recipe(
     if not getattr(config, "views", 0):
         data = replace(data, count=0)
     train = {k: v for k, v in train.items() if v is not None}
+    if "steps" in train and hasattr(config, "stretched"):  # what counts in steps of the whole
+        config = config.stretched(train["steps"] / training.steps)
     everywhere: dict[str, Any] = {
         k: None for k, v in train.items() if k in ("steps", "batch_size") or (k == "flip" and not v)
     }

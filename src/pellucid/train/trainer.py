@@ -512,7 +512,12 @@ def train(
 
 
 def _check_names(method: Method, config: TrainConfig) -> None:
-    """A TrainingError where settings are for a stage or a player that the method does not have."""
+    """A TrainingError where settings are for a stage, a player or a way of sharing that the method does not have."""
+    if config.parallel == "fsdp" and not method.shardable:
+        raise TrainingError(
+            f"{method.name} has weights that are asked for whole: train it with --parallel ddp, where every process "
+            f"has them all"
+        )
     stages = {stage.name: stage for stage in method.stages()}
     for name, own in config.stages.items():
         if name not in stages:
@@ -807,7 +812,7 @@ class _Run:
     def begin_stage(self, index: int, local: int) -> None:
         """Its optimisers, and at its first step the weights, buffers and figures that it begins with."""
         stage, own = self.stages[index], self.configs[index]
-        factors = self.config.stages.get(stage.name, StageConfig()).lr_of
+        factors = {**stage.rates, **self.config.stages.get(stage.name, StageConfig()).lr_of}
         self.players = {
             n: Player(f"{index}.{n}", list(ps), own, self.device, lr_factor=factors.get(n, 1.0))
             for n, ps in stage.players.items()

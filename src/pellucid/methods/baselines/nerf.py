@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pellucid.cameras import moved
 from pellucid.methods.base import Stage, resolve
-from pellucid.methods.radiance import Radiance, ViewConfig, camera_control, chosen_rays
+from pellucid.methods.radiance import FOCAL_RATE, Radiance, ViewConfig, camera_control, chosen_rays
 from pellucid.types import Batch, Sample
 
 
@@ -33,6 +33,10 @@ class NeRFConfig:
             )
         if self.view.learn_focal and self.poses == "given":
             raise ValueError("learn_focal has nothing to learn: given cameras come with their focal lengths")
+
+    def stretched(self, share: float) -> NeRFConfig:
+        """For a training so many times as long."""
+        return replace(self, view=self.view.stretched(share))
 
 
 class NeRF(Radiance):
@@ -99,6 +103,7 @@ class Fitting(Stage):
     """Rays of pictures whose cameras are known, or learned with the field."""
 
     name = "fit"
+    rates = FOCAL_RATE
 
     def __init__(self, method: NeRF) -> None:
         self.method = method
@@ -123,7 +128,8 @@ class Fitting(Stage):
             cameras, focal = method.cameras(batch.index), None
         at, there = chosen_rays(x0, method.view.rays, rng)
         seen = method.seen(cameras, at, method.view.samples, rng, focal=focal)
-        yield tuple(self.players), {"colour": (seen.colour.view_as(there) - there).square().mean()}
+        error = (seen.colour.view_as(there) - there).square().mean()
+        yield tuple(self.players), {"colour": error + method.no_gradient()}
 
     def after_step(self, step: int) -> None:
         self.method.after_views(step)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from pellucid.methods.base import CollapseError, Stage, resolve
 from pellucid.methods.lift3d.poses import Candidates, Poses, Single
 from pellucid.methods.radiance import (
+    FOCAL_RATE,
     Radiance,
     ViewConfig,
     camera_control,
@@ -125,8 +126,14 @@ class Lift3DConfig:
                 f"low_share is {self.low_share} and field_until {self.field_until}: a share from 0 to 1, and a time "
                 f"above 0, to 1"
             )
+        if self.patience < 0:
+            raise ValueError(f"patience is {self.patience}; steps, or 0 for none")
         if self.steps < 21:
             raise ValueError(f"steps is {self.steps}; with fewer than 21 the largest beta would pass 1")
+
+    def stretched(self, share: float) -> Lift3DConfig:
+        """For a training so many times as long."""
+        return replace(self, view=self.view.stretched(share), patience=math.ceil(share * self.patience))
 
 
 class Lift3D(Radiance):
@@ -243,6 +250,13 @@ class Lift3D(Radiance):
         t = torch.full((len(x),), READ_AT if self.config.noisy else 0.0, device=x.device)
         return self.posed(self.noised(x, t, rng) if self.config.noisy else x, t)
 
+    @torch.no_grad()
+    def seen_from(self, batch: Batch, rng: torch.Generator, **controls: Any) -> Tensor:
+        """The cameras (B, 4, 4) that are read of training pictures; nothing is rendered for them."""
+        use = resolve(self.controls, controls, reading=True)
+        x = batch.x0.to(self.device)
+        return self.refined(self.best(self.poses_of(x, rng)), x, use["refine"], rng)
+
     def _described(
         self, cameras: Tensor, scores: Tensor | None, size: int | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -302,6 +316,7 @@ class Lifting(Stage):
     """Algorithms 3 and 4: the best of the candidates is rendered with gradients, and the scores learn which it was."""
 
     name = "lift"
+    rates = FOCAL_RATE
 
     def __init__(self, method: Lift3D) -> None:
         self.method = method
@@ -322,8 +337,7 @@ class Lifting(Stage):
         won = method.winners(poses.cameras, x0, rng)
         at, there = chosen_rays(x0, method.view.rays, rng)
         cameras, teaches = _of_each(poses.cameras, won), t <= config.field_until
-        # where a part of a batch teaches the field nothing, that has a gradient of zeros: processes add theirs up
-        error = 0.0 * torch.stack([p.sum() for ps in method.scene().values() for p in ps]).sum()
+        error = method.no_gradient()
         for rows, learns in ((teaches, True), (~teaches, False)):
             if rows.any():
                 error = error + self._error(cameras[rows], at[rows], there[rows], rng, field_learns=learns)
