@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 import pellucid.cameras as geometry
 from pellucid.data import fetch, renders
 from pellucid.data.catalog import BUILT_IN, open_data, open_source
+from pellucid.data.decode import inspect
+from pellucid.data.doctor import examine
 from pellucid.data.images import to_uint8
 from pellucid.data.renders import AROUND, FORWARD, LENGTHS, ROOM, THING, VIEWS, Box, Boxes, cameras_of, render
 from pellucid.data.views import (
@@ -26,6 +28,7 @@ from pellucid.data.views import (
     normalised,
     radius_of,
     to_transforms,
+    unseen,
 )
 
 REAL_CACHE = fetch.folder("models")
@@ -819,3 +822,44 @@ def test_models_are_fetched_by_pip_and_checked(tmp_path, monkeypatch, wheel):
     assert not list(fetch.cache_folder().parent.rglob("escaped"))
     assert wheel[-1][-1] == "pybullet==3.2.7"
     assert fetch.of("views-boxes") not in fetch.COLLECTIONS
+
+
+# ----------------------------------------------------------------------------------------- photographs by themselves
+
+
+def _photographs(folder, films, size=(48, 36)):
+    """Pictures whose EXIF tells focal lengths for 35 mm film; None: none."""
+    folder.mkdir()
+    for i, film in enumerate(films):
+        exif = Image.Exif()
+        if film is not None:
+            exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FocalLengthIn35mmFilm] = film
+        noise = np.random.default_rng(i).integers(0, 256, (size[1], size[0], 3), np.uint8)
+        Image.fromarray(noise).save(folder / f"{i}.jpg", exif=exif)
+    return folder
+
+
+@pytest.mark.parametrize("size", [(48, 36), (36, 48), (60, 40), (40, 40)])
+def test_a_focal_length_for_film_counts_along_the_diagonal(tmp_path, size):
+    """A lens that is 43.3 mm for film, its diagonal, sees 53.13 degrees across the diagonal of any picture."""
+    header = inspect(next(_photographs(tmp_path / "p", [math.hypot(36, 24)], size).iterdir()))
+    across = 2 * math.atan(math.hypot(*size) / (2 * header.focal * min(size)))
+    assert math.degrees(across) == pytest.approx(53.13, abs=0.7)  # EXIF has whole millimetres
+
+
+@pytest.mark.parametrize(
+    ("films", "known"),
+    [
+        ([26, 26, 26], True),
+        ([26, None, 26], False),
+        ([26, 52, 26], False),
+        ([None] * 3, False),
+        ([0, 0, 0], False),
+    ],
+)
+def test_photographs_of_one_lens_have_its_focal_length(tmp_path, films, known):
+    folder = _photographs(tmp_path / "p", 8 * films)
+    scene = unseen(open_data(str(folder), size=8))
+    assert scene.focal == (pytest.approx(26 / 43.27 * 60 / 36, rel=1e-3) if known else None)
+    told = "\n".join(examine(folder, views=True).lines())
+    assert ("focal length 1.00 sides of the square, by EXIF" in told) == known

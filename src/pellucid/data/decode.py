@@ -13,6 +13,7 @@ Contents decide the format, never the file's name. Colour profiles are not appli
 from __future__ import annotations
 
 import io
+import math
 import os
 import stat
 import struct
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 Encoded = str | os.PathLike[str] | bytes
 """An image file: where it is, or its contents."""
@@ -87,6 +88,9 @@ class Header:
     rotated: bool
     """EXIF asks for a turn or a flip."""
     transparent: bool
+    focal: float | None
+    """Focal length in sides of the centre square, by EXIF's equivalent for 35 mm film (of one diagonal); None where it
+    says none."""
 
 
 def inspect(source: Encoded) -> Header:
@@ -106,6 +110,7 @@ def inspect(source: Encoded) -> Header:
                 frames=1 if image.format == "MPO" else int(getattr(image, "n_frames", 1)),
                 rotated=orientation in range(2, 9),
                 transparent=image.has_transparency_data,
+                focal=_focal(image, width, height),
             )
     except _DECODE_ERRORS as error:
         raise _bad(source, error) from error
@@ -233,6 +238,15 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(0x0112, 1))
     except _DECODE_ERRORS:
         return 1
+
+
+def _focal(image: Image.Image, width: int, height: int) -> float | None:
+    try:
+        film = float(image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm) or 0)
+    except _DECODE_ERRORS:
+        return None
+    found = film / math.hypot(36, 24) * math.hypot(width, height) / min(width, height)
+    return found if 0.1 < found < 100 else None
 
 
 def _upright(image: Image.Image) -> Image.Image:

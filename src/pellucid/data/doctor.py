@@ -25,7 +25,7 @@ from pellucid.data.decode import EXTENSIONS, BadImage, Encoded, Header, decode, 
 from pellucid.data.groups import Groups
 from pellucid.data.images import BAD_LIMIT
 from pellucid.data.sources import FolderSource, Source, splits
-from pellucid.data.views import TABLES, ViewsSource, has_cameras, normalised
+from pellucid.data.views import TABLES, ViewsSource, has_cameras, normalised, one_focal
 
 SPLITS = ("train", "val", "test")
 _RARE = 4
@@ -62,6 +62,8 @@ class Viewpoints:
     """With transparency, where others have none."""
     blurred: list[str]
     """Far less sharp than the others: variance of the Laplacian."""
+    focal: float | None = None
+    """In sides of the centre square, by EXIF, where pictures without cameras all have about the same."""
     alone: str = ""
     """Why all cameras together make no scene."""
 
@@ -351,6 +353,7 @@ def _viewpoints(
         turned=[names[i] for i, header in headers.items() if header.rotated],
         clear=clear if len(clear) < len(headers) else [],
         blurred=[names[i] for i, value in sharp.items() if value < low],
+        focal=None if posed else one_focal([header.focal for header in headers.values()]),
         alone=alone,
     )
 
@@ -358,6 +361,7 @@ def _viewpoints(
 def _seen(views: Viewpoints) -> list[str]:
     """What a terminal is told of views of one scene."""
     out = [] if views.cameras is None else [f"  {views.cameras} views with their cameras"]
+    out += [] if views.focal is None else [f"  focal length {views.focal:.2f} sides of the square, by EXIF"]
     out += _listed("frames cannot be used", [f"{name}: {why}" for name, why in views.faults])
     out += _listed("pictures have no camera, and are left out", views.unnamed)
     commonest, *others = list(views.sizes) or [""]

@@ -30,8 +30,10 @@ from pellucid.data.decode import (
     EXTENSIONS,
     BadImage,
     Encoded,
+    Header,
     decode,
     decode_mask,
+    inspect,
     prepare,
     prepare_mask,
 )
@@ -225,6 +227,7 @@ class StoredImages(Squares):
         # The share is that of the whole collection: one bad file in a small split is no reason to stop.
         self._report(len(records), allowed=BAD_LIMIT * len(source.records) * len(records) / len(part))
         self._rows = np.array([row for row in range(len(records)) if row not in unusable], dtype=np.int64)
+        self._records = records
         self.keys = tuple(records[row].key for row in self._rows)
         labels = np.array([r.label for r in records], dtype=np.int64) if source.class_names else None
         super().__init__(
@@ -239,6 +242,11 @@ class StoredImages(Squares):
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def headers(self, indices: np.ndarray) -> list[Header]:
+        """What the files of (B,) indices say of themselves."""
+        records = [self._records[row] for row in self._at(indices)]
+        return [inspect(picture) for picture, _ in self._source.read(records)]
 
     def _at(self, indices: np.ndarray) -> np.ndarray:
         return self._rows[super()._at(indices)]

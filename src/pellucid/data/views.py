@@ -399,12 +399,22 @@ def open_views(
 
 def unseen(data: Dataset) -> Scene:
     """What is assumed of pictures that come without cameras: views of a thing in the middle, from all around, from the
-    distance at which the thing fills them; on white or black where their borders are nearly all so."""
+    distance at which the thing fills them; on white or black where their borders are nearly all so. The focal length is
+    EXIF's where pictures have one, and one alone (within a fiftieth)."""
     some = np.unique(np.linspace(0, len(data) - 1, 16).round().astype(int))
     pixels = to_uint8(data.batch(some).x0)
     ground = _ground([np.concatenate([p[0], p[-1], p[:, 0], p[:, -1]]) for p in pixels])
     near, far = (0.3, 12.0) if ground == "scene" else (2.0, 4.0)
-    return Scene(radius=3.0, near=near, far=far, focal=None, forward=False, background=ground)
+    headers = data.headers(some) if isinstance(data, StoredImages) else ()
+    focal = one_focal([header.focal for header in headers])
+    return Scene(radius=3.0, near=near, far=far, focal=focal, forward=False, background=ground)
+
+
+def one_focal(lengths: Sequence[float | None]) -> float | None:
+    """The focal length of pictures that all have about the same; None where one has none, or another."""
+    known = [length for length in lengths if length is not None]
+    same = len(known) == len(lengths) > 0 and max(known) < 1.02 * min(known)
+    return float(np.median(known)) if same else None
 
 
 def scene_of(cameras: np.ndarray, focal: np.ndarray, *, forward: bool, background: Background) -> Scene:
