@@ -208,6 +208,29 @@ def test_samples_say_the_path_and_each_its_camera_and_bring_their_maps(scene_run
     assert (tmp_path / "sample-0000-2-depth.png").exists()
 
 
+def test_the_way_from_noise_is_a_picture_and_its_cameras_are_told(scene_run, model, tmp_path):
+    words = ("sample", scene_run, "-n", 2, "--num-steps", 6, "--snapshots", 3, "--out", tmp_path / "o")
+    for name in ("process", "process-2"):
+        run(*words, "--json", tmp_path / "a.json")
+        said = json.loads((tmp_path / "a.json").read_text())
+        assert said["process"] == f"{name}.png"
+    told = json.loads((tmp_path / "o" / "process.json").read_text())
+    wanted = model.sample(2, num_steps=6, snapshots=3)
+    assert told["picture"] == "process.png"
+    assert [step["time"] for step in told["steps"]] == [t for t, _ in wanted.trace]
+    for step, (_, state) in zip(told["steps"], wanted.trace, strict=True):
+        for i, found in enumerate(step["readouts"]):
+            camera, scores = (state.readouts[k][i] for k in ("camera", "scores"))
+            torch.testing.assert_close(torch.tensor(found["camera"]["matrix"]), camera.view(4, 4))
+            torch.testing.assert_close(torch.tensor(found["scores"]), scores)
+    assert told["steps"][-1]["readouts"][1]["camera"] == said["readouts"][1]["camera"]
+    sheet = np.asarray(Image.open(tmp_path / "o" / "process.png"))[::4, ::4]  # of 16 pixels, shown four times
+    for k, (_, state) in enumerate(wanted.trace):
+        for i, pixels in enumerate(to_uint8(state.images)):
+            assert np.array_equal(sheet[1 + 17 * i : 17 + 17 * i, 1 + 17 * k : 17 + 17 * k], pixels)
+    assert about(tmp_path / "o" / "process.png")["times"] == [t for t, _ in wanted.trace]
+
+
 def test_reading_a_photograph_says_from_where_it_was_taken(scene_run, model, photographs, tmp_path):
     run("read", scene_run, photographs / "1.png", "--out", tmp_path / "o", "--json", tmp_path / "a.json")
     found = json.loads((tmp_path / "o" / "1.json").read_text())["readouts"]

@@ -1136,15 +1136,19 @@ def write_samples(
     assert first is not None
     path = free(out / "sheet.png")
     save_png(path, grid(torch.cat(sheet)), about)
+    told = about | {"files": files, "readouts": readouts, "sheet": path.name}
     if first.trace:
-        _write_trace(first, free(out / "process.png"), about)
+        process = free(out / "process.png", ".json")
+        _write_trace(model, first, process, about)
+        told["process"] = process.name
     which = "all of them" if shown == len(files) else f"the first {shown}"
     say(f"{len(files)} image{'s' * (len(files) != 1)} in {out}, {which} on {path}")
-    written(report, about | {"files": files, "readouts": readouts, "sheet": path.name})
+    written(report, told)
 
 
-def _write_trace(sample: Any, path: Path, about: dict[str, Any]) -> None:
-    """How the first images and their masks come out of the noise, left to right."""
+def _write_trace(model: Model, sample: Any, path: Path, about: dict[str, Any]) -> None:
+    """How the first images and their masks come out of the noise, left to right; and beside it, as JSON, what was read
+    of every image of the sample at each of these times."""
     import torch
 
     from pellucid.train.preview import grid, overlay, save_png
@@ -1162,3 +1166,14 @@ def _write_trace(sample: Any, path: Path, about: dict[str, Any]) -> None:
         grid(torch.cat(rows), columns=len(sample.trace)),
         about | {"times": [t for t, _ in sample.trace]},
     )
+    steps = [
+        {
+            "time": t,
+            "readouts": [
+                described(model, {k: v[i] for k, v in state.readouts.items()})
+                for i in range(len(state.images))
+            ],
+        }
+        for t, state in sample.trace
+    ]
+    written(path.with_suffix(".json"), about | {"picture": path.name, "steps": steps})

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,8 @@ from pellucid.nets.modulation import TimeModulator
 from pellucid.nets.nerf import Ask, Baked
 from pellucid.nets.unet import Encoder, UNetConfig
 from pellucid.process.loss import diffuse
-from pellucid.process.samplers import OnStep, ddim
-from pellucid.process.schedule import TabulatedSchedule, levels, training_times
+from pellucid.process.samplers import ddim
+from pellucid.process.schedule import TabulatedSchedule, levels, moments, training_times
 from pellucid.types import Batch, Control, Readout, Sample
 
 READ_AT = 0.05
@@ -129,6 +129,15 @@ class Lift3DConfig:
             raise ValueError(f"steps is {self.steps}; with fewer than 21 the largest beta would pass 1")
 
 
+class Pass(NamedTuple):
+    """One pass of reverse diffusion: what it was shown, and what it said."""
+
+    t: float
+    x_t: Tensor
+    """(n, C, H, W)"""
+    poses: Poses
+
+
 class Lift3D(Radiance):
     """A radiance field, and an encoder that says from where pictures of it were taken."""
 
@@ -161,6 +170,10 @@ class Lift3D(Radiance):
         self.controls = {
             "num_steps": Control(
                 kind="int", default=config.steps, low=1, high=config.steps, help="passes from noise to a view"
+            ),
+            "snapshots": Control(
+                kind="int", default=0, low=0, high=64,
+                help="passes from noise to keep, each with its view and camera, as a picture and as JSON",
             ),
             "image": Control(kind="image", help="a photograph: the view from where it was taken"),
             "refine": Control(
@@ -259,13 +272,20 @@ class Lift3D(Radiance):
     def sample(self, n: int, rng: torch.Generator, **controls: Any) -> Sample:
         """n views: from given cameras, from where a picture was taken, or drawn by denoising noise.
 
-        A denoised view comes with the camera that the last pass gave it; `scores` of given cameras are even, as nothing
-        was classified.
+        A denoised view comes with the camera that the last pass gave it, and so does each of the views along the way
+        that `snapshots` keeps; `scores` of given cameras are even, as nothing was classified.
         """
         if n < 1:
             raise ValueError(f"n is {n}; ask for at least one image")
         use = resolve(self.controls, controls)
         x_T = torch.randn(n, *self.image_shape, generator=rng, device=rng.device).to(self.device)
+        passes: list[Pass] = []
+        told_where = [k for k in ("cameras", "image") if use[k] is not None]
+        if use["snapshots"] and told_where:
+            raise ValueError(
+                f"snapshots is {use['snapshots']}, and nothing is drawn from noise where {told_where[0]} says from "
+                f"where to look: leave one of them out"
+            )
         if use["cameras"] is not None:
             if use["image"] is not None:
                 raise ValueError("image says where to look from, and cameras does too: give one of them")
@@ -275,22 +295,34 @@ class Lift3D(Radiance):
             poses = self.poses_of(picture, rng)
             cameras, scores = self.refined(self.best(poses), picture, use["refine"], rng), poses.scores
         else:
-            poses = self.drawn(x_T, levels(use["num_steps"], table=self.config.steps))
+            times = levels(use["num_steps"], table=self.config.steps)
+            poses, passes = self.drawn(x_T, times, snapshots=use["snapshots"])
             cameras, scores = self.best(poses), poses.scores
         images, told = self._described(cameras, scores, use["render_size"])
-        return Sample(images=images, readouts=told, controls=self.said(use))
+        trace = []
+        for t, _, then in passes:
+            view, said = self._described(self.best(then), then.scores, use["render_size"])
+            trace.append((t, Sample(images=view, readouts=said)))
+        return Sample(images=images, readouts=told, controls=self.said(use), trace=tuple(trace))
 
     @torch.no_grad()
-    def drawn(self, x_T: Tensor, times: Tensor, *, on_step: OnStep | None = None) -> Poses:
-        """Reverse diffusion from noise (n, C, H, W) along times, see `levels`: the poses that its last pass says."""
+    def drawn(self, x_T: Tensor, times: Tensor, *, snapshots: int = 0) -> tuple[Poses, list[Pass]]:
+        """Reverse diffusion from noise (n, C, H, W) along times, see `levels`: the poses that its last pass says, and
+        as many of its passes as asked for, see `moments`."""
         last: dict[str, Poses] = {}
+        kept = moments(times, snapshots)
+        passes: list[Pass] = []
+
+        def on_step(i: int, t: float, x_t: Tensor, x0: Tensor) -> None:
+            if i in kept:
+                passes.append(Pass(t, x_t, last["poses"]))
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
             last["poses"] = poses = self.posed(x, t)
             return self.pictures(self.best(poses))[0]
 
         ddim(denoise, x_T, times, self.schedule, on_step=on_step)
-        return last["poses"]
+        return last["poses"], passes
 
 
 def _of_each(values: Tensor, which: Tensor) -> Tensor:
