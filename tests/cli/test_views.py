@@ -117,6 +117,24 @@ def test_a_film_of_several_parts_is_the_samples_of_one_path(scene_run, model, tm
     assert np.abs(np.stack(frames).astype(int) - wanted).mean() < 4  # colours of H.264 are half as fine
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "shape"), [(32, 256, (32, 256)), (36, 64, (144, 256)), (15, 258, (30, 516))]
+)
+def test_a_film_may_be_wide_and_its_sides_are_even(scene_run, model, tmp_path, height, width, shape):
+    size = {"render_size": height, "render_width": width, "render_focal": 2.5}
+    words = [w for k, v in size.items() for w in (f"--{k.replace('_', '-')}", v)]
+    run("sample", scene_run, "--path", "orbit", "-n", 2, *words, "--out", tmp_path / "a.mp4",
+        "--json", tmp_path / "a.json")  # fmt: skip
+    said = json.loads((tmp_path / "a.json").read_text())
+    assert said["size"] == [*shape[::-1]]
+    assert [r["camera"]["focal"] for r in said["readouts"]] == [2.5] * 2
+    frames, *_ = decoded(tmp_path / "a.mp4")
+    zoom = shape[0] // height
+    wanted = to_uint8(model.sample(2, cameras="orbit", **size).images).repeat(zoom, 1).repeat(zoom, 2)
+    assert np.stack(frames).shape == wanted.shape == (2, *shape, 3)
+    assert np.abs(np.stack(frames).astype(int) - wanted).mean() < 4  # colours of H.264 are half as fine
+
+
 @pytest.mark.parametrize("ending", [".gif", ".webp"])
 def test_films_without_any_extra(ball_run, tmp_path, ending):
     out = tmp_path / f"a{ending}"
@@ -206,6 +224,24 @@ def test_samples_say_the_path_and_each_its_camera_and_bring_their_maps(scene_run
             )
     run("sample", scene_run, "-n", 1, "--path", "orbit", "--out", tmp_path)
     assert (tmp_path / "sample-0000-2-depth.png").exists()
+
+
+def test_wide_samples_are_pictures_maps_and_sheets_as_wide(scene_run, tmp_path, capsys):
+    size = ("--render-size", 12, "--render-width", 20)
+    run("sample", scene_run, "-n", 3, *size, "--num-steps", 4, "--snapshots", 2, "--out", tmp_path)
+    sizes = {p.name: Image.open(p).size for p in tmp_path.glob("*.png")}
+    assert {sizes[f"sample-000{i}{m}.png"] for i in range(3) for m in ("", "-depth", "-opacity")} == {
+        (20, 12)
+    }
+    assert sizes["sheet.png"] == (5 * (3 * 21 + 1), 5 * 14)
+    assert sizes["process.png"] == (5 * (2 * 21 + 1), 5 * (3 * 13 + 1))
+    run("sweep", scene_run, "--across", "render_focal=1;2", "--cameras", "orbit", *size, "--out", tmp_path / "o",
+        "--json", tmp_path / "a.json")  # fmt: skip
+    found = json.loads((tmp_path / "a.json").read_text())["readouts"]
+    assert [r["camera"]["focal"] for r in found] == [1.0, 2.0]
+    for name in ("render_size", "render_width"):
+        said = refused(capsys, "sweep", scene_run, "--across", f"{name}=8;16", "--out", tmp_path)
+        assert f"{name} is no axis" in said
 
 
 def test_the_way_from_noise_is_a_picture_and_its_cameras_are_told(scene_run, model, tmp_path):

@@ -413,6 +413,41 @@ def test_nothing_is_kept_on_the_way_where_there_is_none(told):
         method.sample(1, rng(), snapshots=2, **{told: given})
 
 
+def seeing(name):
+    """A tiny model whose field is no fog, and a few cameras."""
+    torch.manual_seed(5)
+    method = build(recipe(name, "tiny", SPEC)).eval()
+    for p in method.field.parameters():
+        p.data += 0.3 * torch.randn(p.shape)
+    return method, method.around(2)
+
+
+def maps(sample):
+    """Everything that a sample has at each pixel."""
+    return [sample.images, *(v for k, v in sample.readouts.items() if k in ("depth", "opacity"))]
+
+
+@pytest.mark.parametrize("name", ["lift3d", "lift3d-forward", "nerf"])
+def test_a_wide_view_has_the_square_one_in_its_middle_and_a_narrow_one_is_its_middle(name):
+    method, cameras = seeing(name)
+    view = lambda **more: maps(method.sample(2, rng(), cameras=cameras, render_size=12, **more))
+    square, wide, narrow = view(), view(render_width=20), view(render_width=8)
+    assert square[0].std() > 0.01
+    for whole, more, less in zip(square, wide, narrow, strict=True):
+        assert more.shape == (*whole.shape[:-1], 20)
+        torch.testing.assert_close(more[..., 4:16], whole)
+        torch.testing.assert_close(less, whole[..., 2:10])
+
+
+@pytest.mark.parametrize("name", ["lift3d", "nerf"])
+def test_twice_the_focal_length_shows_the_middle_twice_as_large(name):
+    method, cameras = seeing(name)
+    view = lambda **more: maps(method.sample(2, rng(), cameras=cameras, **more))
+    near = view(render_size=12, render_width=6, render_focal=2 * method.focal.item())
+    for far, middle in zip(view(render_size=24), near, strict=True):
+        torch.testing.assert_close(middle, far[..., 6:18, 9:15], atol=1e-5, rtol=1e-5)
+
+
 def test_a_collapse_is_said_after_patience_alone():
     method = lift()
     (stage,) = method.stages()

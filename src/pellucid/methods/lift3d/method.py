@@ -9,7 +9,7 @@ taken from, and a radiance field seen from there is the clean view. Nothing but 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -249,7 +249,7 @@ class Lift3D(Radiance):
         """From where pictures (B, C, H, W) were taken, and what the field shows from there; see `readouts`."""
         use = resolve(self.controls, controls, reading=True)
         poses = self.poses_of(x, rng)
-        return self._described(self.refined(self.best(poses), x, use["refine"], rng), poses.scores)[1]
+        return self._described(self.refined(self.best(poses), x, use["refine"], rng), poses.scores, use)[1]
 
     def poses_of(self, x: Tensor, rng: torch.Generator) -> Poses:
         """Cameras and scores of pictures (B, C, H, W), under a little noise."""
@@ -257,10 +257,10 @@ class Lift3D(Radiance):
         return self.posed(self.noised(x, t, rng) if self.config.noisy else x, t)
 
     def _described(
-        self, cameras: Tensor, scores: Tensor | None, size: int | None = None
+        self, cameras: Tensor, scores: Tensor | None, use: Mapping[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What cameras see, and the readouts."""
-        images, depth, opacity = self.pictures(cameras, size=size)
+        """What cameras see, as controls have it, and the readouts."""
+        images, depth, opacity = self.rendered(cameras, use)
         if scores is None:
             scores = images.new_zeros(len(images), self.candidates)
         told = {"camera": cameras.flatten(1), "depth": depth, "opacity": opacity, "scores": scores.softmax(1)}
@@ -298,10 +298,10 @@ class Lift3D(Radiance):
             times = levels(use["num_steps"], table=self.config.steps)
             poses, passes = self.drawn(x_T, times, snapshots=use["snapshots"])
             cameras, scores = self.best(poses), poses.scores
-        images, told = self._described(cameras, scores, use["render_size"])
+        images, told = self._described(cameras, scores, use)
         trace = []
         for t, _, then in passes:
-            view, said = self._described(self.best(then), then.scores, use["render_size"])
+            view, said = self._described(self.best(then), then.scores, use)
             trace.append((t, Sample(images=view, readouts=said)))
         return Sample(images=images, readouts=told, controls=self.said(use), trace=tuple(trace))
 
