@@ -372,6 +372,51 @@ def test_a_path_along_exported_cameras_looks_from_each_of_them(scene_run, model,
     torch.testing.assert_close(between[::2], own, atol=1e-5, rtol=0)
 
 
+def test_a_path_has_the_focal_length_of_its_file(scene_run, model, tmp_path):
+    out = tmp_path / "t.json"
+    run("export", scene_run, "--cameras", out)
+    table = json.loads(out.read_text())
+
+    def rendered(change, **controls):
+        made = json.loads(json.dumps(table))
+        change(made)
+        (tmp_path / "c.json").write_text(json.dumps(made))
+        return model.sample(2, cameras=tmp_path / "c.json", **controls)
+
+    def lengths(*values, **sizes):
+        def change(made):
+            made.update(sizes)
+            for i, frame in enumerate(made["frames"]):
+                frame.update(fl_x=values[i % len(values)], fl_y=values[i % len(values)])
+
+        return change
+
+    def angles(made):
+        for frame in made["frames"]:
+            del frame["fl_x"], frame["fl_y"]
+        for key in ("w", "h", "cx", "cy"):
+            del made[key]
+        made["camera_angle_x"] = 2 * math.atan(0.5 / 2.5)
+
+    wide = {"w": 64, "h": 32, "cx": 32, "cy": 16}
+    for change in (lengths(2.5 * 16), lengths(80.5, 79.5, **wide), angles):
+        made = rendered(change)
+        assert made.controls["render_focal"] == pytest.approx(2.5)
+        other = model.sample(2, cameras=made.readouts["camera"].view(2, 4, 4), render_focal=2.5)
+        torch.testing.assert_close(made.images, other.images, atol=1e-4, rtol=0)
+    own = model.method.focal.item()
+    assert rendered(lambda made: None).controls["render_focal"] == pytest.approx(own)
+    assert rendered(lengths(40), render_focal=1.5).controls["render_focal"] == 1.5
+    assert rendered(lengths(40), render_width=8).controls["render_focal"] == 1.25
+    assert rendered(lambda made: made.pop("w")).controls["render_focal"] is None
+    with pytest.raises(ValueError, match=r"from 2\.5 to 3\.125 sides.*render_focal"):
+        rendered(lengths(40, 50))
+    sweep = ("sweep", scene_run, "--across", "render_focal=1;2", "--cameras", out, "--out", tmp_path / "o")
+    run(*sweep, "--json", tmp_path / "a.json")
+    found = json.loads((tmp_path / "a.json").read_text())["readouts"]
+    assert [r["camera"]["focal"] for r in found] == [1.0, 2.0]
+
+
 def test_photographs_are_named_by_their_files_with_the_sizes_that_they_have(
     trained_run, photographs, tmp_path
 ):

@@ -527,7 +527,8 @@ class Sweep:
             raise ValueError(f"both axes are {across.title}: name another for --down, or leave it out")
         drawable(model)
         writable(self.out)
-        held = model.opened(held)
+        opened = model.opened(held)  # also with what a file of cameras says, unless an axis has it
+        held = {k: v for k, v in opened.items() if k in held or k not in (across.name, down.name)}
         # each of them is checked here, before the first is sampled
         cells = [
             model.parts(1, **{"seed": self.seed} | seeded(at(model, held, {across: right} | below)))
