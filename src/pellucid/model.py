@@ -19,7 +19,7 @@ from pellucid.data.images import to_uint8, to_unit
 from pellucid.data.sources import FolderSource
 from pellucid.methods.base import Method, resolve
 from pellucid.methods.radiance import Radiance
-from pellucid.paths import cameras_of
+from pellucid.paths import cameras_of, focal_of
 from pellucid.recipes import Recipe, build, recipe_from_json
 from pellucid.train.checkpoint import load_weights, read_safetensors
 from pellucid.train.trainer import check_seed, device_of
@@ -160,7 +160,7 @@ class Model:
             pictures  takes a folder, which stands for every picture below it as in training, a list of pictures, or a
                       tensor (N, C, H, W)
             cameras   takes what `pellucid.paths` says, and becomes (n, 4, 4): one path for all n images; photographs
-                      are read with `seed`
+                      are read with `seed`, and the focal length of a file is `render_focal`, where that is not given
 
         All others stay as they are. Raises BadImage, a ValueError, for what is no picture, and ValueError for a folder
         without any and a part that is given twice; `methods.base.resolve` refuses what else is wrong.
@@ -178,6 +178,8 @@ class Model:
                 found[name] = self._all(name, value)
             elif control.kind == "cameras":
                 found[name] = self._cameras(name, value, n, seed)
+                if "render_focal" in self.controls and controls.get("render_focal") is None:
+                    found["render_focal"] = self._focal(value, controls)
         return found
 
     def _of_kind(self, kind: str, given: Mapping[str, Any]) -> list[str]:
@@ -203,6 +205,17 @@ class Model:
             return self.method.read(square, torch.Generator().manual_seed(seed))[camera].view(4, 4)
 
         return cameras_of(name, str(value), n, self.method, posed)
+
+    def _focal(self, path: Any, controls: Mapping[str, Any]) -> float | None:
+        """The focal length of a path, in heights of what is rendered: the squares in the middles are alike. None where
+        the path says none."""
+        focal = focal_of(str(path)) if isinstance(path, str | Path) else None
+        if focal is None:
+            return None
+        sides = ("render_size", "render_width")
+        use = resolve({k: self.controls[k] for k in sides}, {k: controls[k] for k in sides if k in controls})
+        height = use["render_size"] or self.method.image_shape[-2]
+        return focal * min(1.0, (use["render_width"] or height) / height)
 
     def read(self, image: Picture, *, seed: int = 0, **controls: Any) -> Reading:
         """What the model finds in one picture of any mode and size; masks come at its own size.

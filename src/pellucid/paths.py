@@ -3,7 +3,8 @@
 orbit                        orbit:elevation=45,start=90
 spiral                       spiral:low=10,high=60,turns=2
 a.png,b.png                  from where one photograph was taken to where the other was
-cameras.json                 along the frames of a transforms.json, matrices in the model's own world
+cameras.json                 along the frames of a transforms.json, matrices in the model's own world, and with their
+                             focal length, where they say one
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from pellucid.cameras import along, between
 from pellucid.data.decode import EXTENSIONS
-from pellucid.data.views import cameras_in
+from pellucid.data.views import cameras_in, focal_in
 from pellucid.methods.radiance import Options, Radiance
 
 Posed = Callable[[Path], Tensor]
@@ -53,6 +54,14 @@ def cameras_of(name: str, text: str, n: int, method: Radiance, posed: Posed) -> 
         f"{name} is {text!r}; it is {', '.join(_example(k, v) for k, v in method.paths.items())}, two photographs as "
         f"a.png,b.png, or a transforms.json.{hint}"
     )
+
+
+def focal_of(text: str) -> float | None:
+    """The focal length that goes with such a text, in sides of the centre square: the one of a file, where it says one.
+
+    Raises ValueError as `data.views.focal_in`.
+    """
+    return focal_in(Path(text)) if text.lower().endswith(".json") else None
 
 
 def _options(name: str, path: str, text: str, known: Options, *, said: bool) -> dict[str, float]:

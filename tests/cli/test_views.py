@@ -117,6 +117,24 @@ def test_a_film_of_several_parts_is_the_samples_of_one_path(scene_run, model, tm
     assert np.abs(np.stack(frames).astype(int) - wanted).mean() < 4  # colours of H.264 are half as fine
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "shape"), [(32, 256, (32, 256)), (36, 64, (144, 256)), (15, 258, (30, 516))]
+)
+def test_a_film_may_be_wide_and_its_sides_are_even(scene_run, model, tmp_path, height, width, shape):
+    size = {"render_size": height, "render_width": width, "render_focal": 2.5}
+    words = [w for k, v in size.items() for w in (f"--{k.replace('_', '-')}", v)]
+    run("sample", scene_run, "--path", "orbit", "-n", 2, *words, "--out", tmp_path / "a.mp4",
+        "--json", tmp_path / "a.json")  # fmt: skip
+    said = json.loads((tmp_path / "a.json").read_text())
+    assert said["size"] == [*shape[::-1]]
+    assert [r["camera"]["focal"] for r in said["readouts"]] == [2.5] * 2
+    frames, *_ = decoded(tmp_path / "a.mp4")
+    zoom = shape[0] // height
+    wanted = to_uint8(model.sample(2, cameras="orbit", **size).images).repeat(zoom, 1).repeat(zoom, 2)
+    assert np.stack(frames).shape == wanted.shape == (2, *shape, 3)
+    assert np.abs(np.stack(frames).astype(int) - wanted).mean() < 4  # colours of H.264 are half as fine
+
+
 @pytest.mark.parametrize("ending", [".gif", ".webp"])
 def test_films_without_any_extra(ball_run, tmp_path, ending):
     out = tmp_path / f"a{ending}"
@@ -206,6 +224,47 @@ def test_samples_say_the_path_and_each_its_camera_and_bring_their_maps(scene_run
             )
     run("sample", scene_run, "-n", 1, "--path", "orbit", "--out", tmp_path)
     assert (tmp_path / "sample-0000-2-depth.png").exists()
+
+
+def test_wide_samples_are_pictures_maps_and_sheets_as_wide(scene_run, tmp_path, capsys):
+    size = ("--render-size", 12, "--render-width", 20)
+    run("sample", scene_run, "-n", 3, *size, "--num-steps", 4, "--snapshots", 2, "--out", tmp_path)
+    sizes = {p.name: Image.open(p).size for p in tmp_path.glob("*.png")}
+    assert {sizes[f"sample-000{i}{m}.png"] for i in range(3) for m in ("", "-depth", "-opacity")} == {
+        (20, 12)
+    }
+    assert sizes["sheet.png"] == (5 * (3 * 21 + 1), 5 * 14)
+    assert sizes["process.png"] == (5 * (2 * 21 + 1), 5 * (3 * 13 + 1))
+    run("sweep", scene_run, "--across", "render_focal=1;2", "--cameras", "orbit", *size, "--out", tmp_path / "o",
+        "--json", tmp_path / "a.json")  # fmt: skip
+    found = json.loads((tmp_path / "a.json").read_text())["readouts"]
+    assert [r["camera"]["focal"] for r in found] == [1.0, 2.0]
+    for name in ("render_size", "render_width"):
+        said = refused(capsys, "sweep", scene_run, "--across", f"{name}=8;16", "--out", tmp_path)
+        assert f"{name} is no axis" in said
+
+
+def test_the_way_from_noise_is_a_picture_and_its_cameras_are_told(scene_run, model, tmp_path):
+    words = ("sample", scene_run, "-n", 2, "--num-steps", 6, "--snapshots", 3, "--out", tmp_path / "o")
+    for name in ("process", "process-2"):
+        run(*words, "--json", tmp_path / "a.json")
+        said = json.loads((tmp_path / "a.json").read_text())
+        assert said["process"] == f"{name}.png"
+    told = json.loads((tmp_path / "o" / "process.json").read_text())
+    wanted = model.sample(2, num_steps=6, snapshots=3)
+    assert told["picture"] == "process.png"
+    assert [step["time"] for step in told["steps"]] == [t for t, _ in wanted.trace]
+    for step, (_, state) in zip(told["steps"], wanted.trace, strict=True):
+        for i, found in enumerate(step["readouts"]):
+            camera, scores = (state.readouts[k][i] for k in ("camera", "scores"))
+            torch.testing.assert_close(torch.tensor(found["camera"]["matrix"]), camera.view(4, 4))
+            torch.testing.assert_close(torch.tensor(found["scores"]), scores)
+    assert told["steps"][-1]["readouts"][1]["camera"] == said["readouts"][1]["camera"]
+    sheet = np.asarray(Image.open(tmp_path / "o" / "process.png"))[::4, ::4]  # of 16 pixels, shown four times
+    for k, (_, state) in enumerate(wanted.trace):
+        for i, pixels in enumerate(to_uint8(state.images)):
+            assert np.array_equal(sheet[1 + 17 * i : 17 + 17 * i, 1 + 17 * k : 17 + 17 * k], pixels)
+    assert about(tmp_path / "o" / "process.png")["times"] == [t for t, _ in wanted.trace]
 
 
 def test_reading_a_photograph_says_from_where_it_was_taken(scene_run, model, photographs, tmp_path):
@@ -311,6 +370,51 @@ def test_a_path_along_exported_cameras_looks_from_each_of_them(scene_run, model,
     assert sample.controls["cameras"] == str(out)
     between = model.opened({"cameras": str(out)}, n=127)["cameras"]
     torch.testing.assert_close(between[::2], own, atol=1e-5, rtol=0)
+
+
+def test_a_path_has_the_focal_length_of_its_file(scene_run, model, tmp_path):
+    out = tmp_path / "t.json"
+    run("export", scene_run, "--cameras", out)
+    table = json.loads(out.read_text())
+
+    def rendered(change, **controls):
+        made = json.loads(json.dumps(table))
+        change(made)
+        (tmp_path / "c.json").write_text(json.dumps(made))
+        return model.sample(2, cameras=tmp_path / "c.json", **controls)
+
+    def lengths(*values, **sizes):
+        def change(made):
+            made.update(sizes)
+            for i, frame in enumerate(made["frames"]):
+                frame.update(fl_x=values[i % len(values)], fl_y=values[i % len(values)])
+
+        return change
+
+    def angles(made):
+        for frame in made["frames"]:
+            del frame["fl_x"], frame["fl_y"]
+        for key in ("w", "h", "cx", "cy"):
+            del made[key]
+        made["camera_angle_x"] = 2 * math.atan(0.5 / 2.5)
+
+    wide = {"w": 64, "h": 32, "cx": 32, "cy": 16}
+    for change in (lengths(2.5 * 16), lengths(80.5, 79.5, **wide), angles):
+        made = rendered(change)
+        assert made.controls["render_focal"] == pytest.approx(2.5)
+        other = model.sample(2, cameras=made.readouts["camera"].view(2, 4, 4), render_focal=2.5)
+        torch.testing.assert_close(made.images, other.images, atol=1e-4, rtol=0)
+    own = model.method.focal.item()
+    assert rendered(lambda made: None).controls["render_focal"] == pytest.approx(own)
+    assert rendered(lengths(40), render_focal=1.5).controls["render_focal"] == 1.5
+    assert rendered(lengths(40), render_width=8).controls["render_focal"] == 1.25
+    assert rendered(lambda made: made.pop("w")).controls["render_focal"] is None
+    with pytest.raises(ValueError, match=r"from 2\.5 to 3\.125 sides.*render_focal"):
+        rendered(lengths(40, 50))
+    sweep = ("sweep", scene_run, "--across", "render_focal=1;2", "--cameras", out, "--out", tmp_path / "o")
+    run(*sweep, "--json", tmp_path / "a.json")
+    found = json.loads((tmp_path / "a.json").read_text())["readouts"]
+    assert [r["camera"]["focal"] for r in found] == [1.0, 2.0]
 
 
 def test_photographs_are_named_by_their_files_with_the_sizes_that_they_have(

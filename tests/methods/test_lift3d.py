@@ -3,6 +3,7 @@
 import math
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from pellucid.methods.baselines.nerf import NeRF, NeRFConfig
 from pellucid.methods.lift3d.poses import Candidates, Single, moved, sectors
 from pellucid.methods.radiance import FOCAL_RATE, ViewConfig, chosen_rays, telling_rays
 from pellucid.nets.nerf import Baked, FieldConfig, Space, make_field, render
-from pellucid.process.schedule import TabulatedSchedule, alpha_sigma
+from pellucid.process.samplers import ddim_step, path
+from pellucid.process.schedule import TabulatedSchedule, alpha_sigma, levels
 from pellucid.recipes import DataSpec, build, changed, recipe
 from pellucid.train.trainer import TrainingError, train
 from pellucid.types import Batch
@@ -370,6 +372,83 @@ def test_a_drawn_view_is_what_the_field_shows_from_its_camera():
     again = method.sample(2, rng(), cameras=made.readouts["camera"].view(2, 4, 4))
     torch.testing.assert_close(made.images, again.images)
     assert made.readouts["scores"].argmax(1).shape == (2,)
+
+
+@torch.no_grad()
+def test_the_views_and_cameras_kept_are_those_of_every_pass():
+    """Against the sampler's moves, made one by one."""
+    method = lift().eval()
+    made = method.sample(2, rng(7), num_steps=5, snapshots=64)
+    x = torch.randn(2, *method.image_shape, generator=rng(7))
+    walk = path(levels(5, table=100), method.schedule)
+    for (now, then), (t, state) in zip(pairwise(walk), made.trace, strict=True):
+        poses = method.posed(x, now.times(x))
+        cameras = state.readouts["camera"].view(2, 4, 4)
+        assert t == now.t
+        torch.testing.assert_close(cameras, method.best(poses))
+        torch.testing.assert_close(state.readouts["scores"], poses.scores.softmax(1))
+        seen, depth, opacity = method.pictures(cameras)
+        assert torch.equal(state.images, seen)
+        assert torch.equal(state.readouts["depth"], depth)
+        assert torch.equal(state.readouts["opacity"], opacity)
+        x = ddim_step(x, seen, now, then)
+    assert len({tuple(s.readouts["camera"].flatten().tolist()) for _, s in made.trace}) == 5
+    without = method.sample(2, rng(7), num_steps=5)
+    assert not without.trace
+    for other in (made.trace[-1][1], without):
+        assert torch.equal(made.images, other.images)
+        assert all(torch.equal(made.readouts[k], other.readouts[k]) for k in made.readouts)
+
+
+def test_views_on_the_way_are_as_large_as_the_last():
+    method = lift().eval()
+    made = method.sample(2, rng(), num_steps=5, snapshots=3, render_size=20)
+    assert [t for t, _ in made.trace] == sorted((t for t, _ in made.trace), reverse=True)
+    assert [s.images.shape for _, s in made.trace] == [(2, 3, 20, 20)] * 3
+    assert torch.equal(made.trace[-1][1].images, made.images)
+
+
+@pytest.mark.parametrize("told", ["cameras", "image"])
+def test_nothing_is_kept_on_the_way_where_there_is_none(told):
+    method = lift().eval()
+    given = {"cameras": method.around(1), "image": pictures(1)}[told]
+    with pytest.raises(ValueError, match=f"snapshots is 2.*{told} says"):
+        method.sample(1, rng(), snapshots=2, **{told: given})
+
+
+def seeing(name):
+    """A tiny model whose field is no fog, and a few cameras."""
+    torch.manual_seed(5)
+    method = build(recipe(name, "tiny", SPEC)).eval()
+    for p in method.field.parameters():
+        p.data += 0.3 * torch.randn(p.shape)
+    return method, method.around(2)
+
+
+def maps(sample):
+    """Everything that a sample has at each pixel."""
+    return [sample.images, *(v for k, v in sample.readouts.items() if k in ("depth", "opacity"))]
+
+
+@pytest.mark.parametrize("name", ["lift3d", "lift3d-forward", "nerf"])
+def test_a_wide_view_has_the_square_one_in_its_middle_and_a_narrow_one_is_its_middle(name):
+    method, cameras = seeing(name)
+    view = lambda **more: maps(method.sample(2, rng(), cameras=cameras, render_size=12, **more))
+    square, wide, narrow = view(), view(render_width=20), view(render_width=8)
+    assert square[0].std() > 0.01
+    for whole, more, less in zip(square, wide, narrow, strict=True):
+        assert more.shape == (*whole.shape[:-1], 20)
+        torch.testing.assert_close(more[..., 4:16], whole)
+        torch.testing.assert_close(less, whole[..., 2:10])
+
+
+@pytest.mark.parametrize("name", ["lift3d", "nerf"])
+def test_twice_the_focal_length_shows_the_middle_twice_as_large(name):
+    method, cameras = seeing(name)
+    view = lambda **more: maps(method.sample(2, rng(), cameras=cameras, **more))
+    near = view(render_size=12, render_width=6, render_focal=2 * method.focal.item())
+    for far, middle in zip(view(render_size=24), near, strict=True):
+        torch.testing.assert_close(middle, far[..., 6:18, 9:15], atol=1e-5, rtol=1e-5)
 
 
 def test_a_collapse_is_said_after_patience_alone():

@@ -11,6 +11,7 @@ from pellucid.process.schedule import (
     alpha_sigma,
     levels,
     make_schedule,
+    moments,
     revisit,
 )
 
@@ -117,3 +118,11 @@ def test_revisiting_walks_each_stretch_again():
     assert revisit(down, jump=2, times=1).tolist() == down.tolist()
     with pytest.raises(ValueError, match="1 or more"):
         revisit(down, jump=0, times=1)
+
+
+def test_moments_are_spread_from_the_first_move_to_the_last():
+    down = levels(10)
+    assert [sorted(moments(down, k)) for k in (0, 1, 2, 4)] == [[], [0], [0, 9], [0, 3, 6, 9]]
+    assert all(moments(down, k) == set(range(10)) for k in range(10, 30))
+    again = revisit(down, jump=5, times=2)  # 5 moves down, 1 back up, the same 5 down; and the other half so
+    assert sorted(moments(again, 64)) == [*range(6, 11), *range(17, 22)]

@@ -10,6 +10,8 @@ from pellucid.methods.base import resolve
 from pellucid.model import Model
 from pellucid.types import Control
 
+SIZES = ("render_size", "render_width")
+"""Controls by which pictures come in other sizes, which one grid cannot show."""
 REACH = 2.0
 """How far a slider that is named alone goes to either side, where its range allows it."""
 
@@ -53,6 +55,11 @@ def axis(model: Model, text: str) -> Axis:
         if control.kind != "sliders":
             raise ValueError(f"{name} has no {part!r}, as it is one value: write {name}=VALUE;VALUE")
         resolve({name: replace(control, needs="")}, {name: {part: 0.0}})  # raises with what is near
+    if name in SIZES:
+        raise ValueError(
+            f"{name} is no axis, as the pictures of a grid are of one size: give it one value, "
+            f"--{name.replace('_', '-')} VALUE"
+        )
     values = values or _usual(control, part)
     if not values:
         one = (

@@ -260,6 +260,9 @@ class Sample:
     With --out NAME.mp4, NAME.gif or NAME.webp a film is written, there, and nothing else: of a model that takes
     cameras, along a path of them. Small frames are shown in whole pixels, at least 256 wide.
 
+    With --snapshots K, of a model that has them, process.png shows how the first pictures come out of the noise, and
+    process.json says what was read on the way, such as cameras.
+
     Controls of the model are options too: `--num-steps 100` is `--set num_steps=100`.
 
     Example:  pellucid sample runs/NAME -n 64 --out out/ --num-steps 100
@@ -524,7 +527,8 @@ class Sweep:
             raise ValueError(f"both axes are {across.title}: name another for --down, or leave it out")
         drawable(model)
         writable(self.out)
-        held = model.opened(held)
+        opened = model.opened(held)  # also with what a file of cameras says, unless an axis has it
+        held = {k: v for k, v in opened.items() if k in held or k not in (across.name, down.name)}
         # each of them is checked here, before the first is sampled
         cells = [
             model.parts(1, **{"seed": self.seed} | seeded(at(model, held, {across: right} | below)))
@@ -545,7 +549,7 @@ class Sweep:
         path = free(self.out / "sweep.png")
         save_png(path, sheet, about)
         say(f"{len(down.values)} x {len(across.values)} pictures on {path}")
-        cell_readouts = [described(model, {k: v[0] for k, v in p.readouts.items()}) for p in made]
+        cell_readouts = [described(model, {k: v[0] for k, v in p.readouts.items()}, p.controls) for p in made]
         written(self.json, about | {"sheet": path.name, "readouts": cell_readouts})
 
 
@@ -981,16 +985,25 @@ def seeded(chosen: dict[str, Any]) -> dict[str, Any]:
     return chosen | {"seed": int(chosen["seed"])} if "seed" in chosen else chosen
 
 
-def described(model: Model, values: Mapping[str, Any], *, probabilities: bool = False) -> dict[str, Any]:
-    """Readouts of one picture, without those of a size that follows it (masks), as JSON takes them.
+def described(
+    model: Model,
+    values: Mapping[str, Any],
+    controls: Mapping[str, Any] | None = None,
+    *,
+    probabilities: bool = False,
+) -> dict[str, Any]:
+    """Readouts of one picture, made with some controls, without those of a size that follows it (masks), as JSON takes
+    them.
 
-    Bits are text ("01011"); vectors with names are {name: value}; a camera is its matrix and where that stands. With
-    `probabilities` there are also those of bits, as NAME_probabilities, and which share is the largest, NAME_largest.
+    Bits are text ("01011"); vectors with names are {name: value}; a camera is its matrix, where that stands, and the
+    focal length that a control gives it, or else the model's. With `probabilities` there are also those of bits, as
+    NAME_probabilities, and which share is the largest, NAME_largest.
     """
     from pellucid.model import digits
 
     found: dict[str, Any] = {}
-    focal = getattr(model.method, "focal", None)
+    own = getattr(model.method, "focal", None)
+    focal = (controls or {}).get("render_focal") or (None if own is None else own.item())
     for key, value in values.items():
         if value.ndim > 1:
             continue
@@ -1000,7 +1013,7 @@ def described(model: Model, values: Mapping[str, Any], *, probabilities: bool = 
             if probabilities:
                 found[f"{key}_probabilities"] = value.tolist()
         elif readout.kind == "camera":
-            found[key] = posed(value.view(4, 4)) | ({} if focal is None else {"focal": focal.item()})
+            found[key] = posed(value.view(4, 4)) | ({} if focal is None else {"focal": focal})
         elif readout.kind == "shares" and probabilities:
             found |= {key: value.tolist(), f"{key}_largest": int(value.argmax())}
         elif readout.names:
@@ -1023,7 +1036,8 @@ def posed(camera: Any) -> dict[str, Any]:
     azimuth, elevation = (math.degrees(angle) for angle in angles_of(camera))
     return {
         "matrix": camera.tolist(),
-        "convention": "camera to world (x right, y up, looks along -z); focal in sides of the centre square",
+        "convention": "camera to world (x right, y up, looks along -z); focal in heights of the picture, and of a "
+        "photograph in sides of its centre square",
         "azimuth": azimuth,
         "elevation": elevation,
         "radius": camera[:3, 3].norm().item(),
@@ -1125,7 +1139,7 @@ def write_samples(
             sheet += [t for row in zip(*(r.split(8) for r in rows), strict=True) for t in row]
         for i, pixels in enumerate(to_uint8(colour)):
             found = {k: v[i] for k, v in part.readouts.items()}
-            readouts.append(described(model, found))
+            readouts.append(described(model, found, part.controls))
             number = about | {"number": len(files), "readouts": readouts[-1]}
             path = free(out / f"sample-{len(files):04d}.png", "-regions.png", *beside)
             save_png(path, Image.fromarray(pixels), number)
@@ -1136,15 +1150,19 @@ def write_samples(
     assert first is not None
     path = free(out / "sheet.png")
     save_png(path, grid(torch.cat(sheet)), about)
+    told = about | {"files": files, "readouts": readouts, "sheet": path.name}
     if first.trace:
-        _write_trace(first, free(out / "process.png"), about)
+        process = free(out / "process.png", ".json")
+        _write_trace(model, first, process, about)
+        told["process"] = process.name
     which = "all of them" if shown == len(files) else f"the first {shown}"
     say(f"{len(files)} image{'s' * (len(files) != 1)} in {out}, {which} on {path}")
-    written(report, about | {"files": files, "readouts": readouts, "sheet": path.name})
+    written(report, told)
 
 
-def _write_trace(sample: Any, path: Path, about: dict[str, Any]) -> None:
-    """How the first images and their masks come out of the noise, left to right."""
+def _write_trace(model: Model, sample: Any, path: Path, about: dict[str, Any]) -> None:
+    """How the first images and their masks come out of the noise, left to right; and beside the picture a JSON file of
+    what was read of every image of this part at each of these times."""
     import torch
 
     from pellucid.train.preview import grid, overlay, save_png
@@ -1162,3 +1180,14 @@ def _write_trace(sample: Any, path: Path, about: dict[str, Any]) -> None:
         grid(torch.cat(rows), columns=len(sample.trace)),
         about | {"times": [t for t, _ in sample.trace]},
     )
+    steps = [
+        {
+            "time": t,
+            "readouts": [
+                described(model, {k: v[i] for k, v in state.readouts.items()}, sample.controls)
+                for i in range(len(state.images))
+            ],
+        }
+        for t, state in sample.trace
+    ]
+    written(path.with_suffix(".json"), about | {"picture": path.name, "steps": steps})

@@ -205,7 +205,7 @@ def _save(path: Path, model: Model, sample: Sample, i: int, about: dict[str, Any
     from pellucid.data.images import to_uint8
     from pellucid.train.preview import save_png
 
-    readouts = described(model, {k: v[i] for k, v in sample.readouts.items()})
+    readouts = described(model, {k: v[i] for k, v in sample.readouts.items()}, sample.controls)
     pixels = to_uint8(sample.images[i : i + 1].cpu().expand(-1, 3, -1, -1))[0]
     about = about | {"controls": dict(sample.controls), "readouts": readouts}
     save_png(path, Image.fromarray(pixels), about)

@@ -27,7 +27,7 @@ OTHERS = {".avi", ".flv", ".m4v", ".mkv", ".mov", ".mpeg", ".mpg", ".ogv", ".web
 """Of films and pictures that are not written."""
 FRAMES, RATE = 120, 30.0
 LEAST = 256
-"""Pixels of a side of what a film shows, at least."""
+"""Pixels across of what a film shows, at least."""
 RENDERED = 128
 """Pixels of a side of frames, at least, where a model renders at any size: at twice that a film takes four times as
 long, and of small training pictures shows hardly more."""
@@ -114,12 +114,13 @@ def _frames(
             name: heat(part.readouts[name], model.readouts[name].span) for name in shown if name != "colour"
         }
         panels = [({"colour": part.images.expand(-1, 3, -1, -1)} | maps)[name] for name in shown]
-        side = panels[0].shape[-1]
-        zoom = math.ceil(LEAST / side)
-        zoom += zoom * side % 2  # H.264 halves the sides of its colours
+        height, width = panels[0].shape[-2:]
+        zoom = math.ceil(LEAST / width)
+        if height % 2 or width % 2:
+            zoom += zoom % 2  # H.264 halves the sides of its colours
         pixels = to_uint8(torch.cat(panels, -1).cpu()).repeat(zoom, 1).repeat(zoom, 2)
         for i, frame in enumerate(pixels):
-            readouts.append(described(model, {k: v[i] for k, v in part.readouts.items()}))
+            readouts.append(described(model, {k: v[i] for k, v in part.readouts.items()}, part.controls))
             yield frame
 
 

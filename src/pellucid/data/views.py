@@ -488,6 +488,33 @@ def cameras_in(path: Path) -> np.ndarray:
     return np.stack(found)
 
 
+def focal_in(path: Path) -> float | None:
+    """The one focal length of a `transforms.json`, in sides of the centre square; its pictures need not be there.
+
+    None where a frame has neither an angle, which without `w` and `h` is taken for a square's, nor a length with them.
+    Raises ValueError for what is no such file, and where frames differ by more than a fiftieth.
+    """
+    meta, found = _table(path), []
+    for number, entry in enumerate(meta["frames"]):
+        own = {**meta, **(entry if isinstance(entry, dict) else {})}
+        try:
+            w, h = (_positive(own, name) for name in ("w", "h"))
+            if w is None or h is None:
+                w = h = None if own.get("fl_x") is not None else 1.0
+            if w is None or h is None or (own.get("fl_x"), own.get("camera_angle_x")) == (None, None):
+                return None
+            found.append(_across(own, w) * w / min(w, h))
+        except ValueError as error:
+            raise ValueError(f"{path}, frame {number}: {error}") from None
+    least, most = min(found), max(found)
+    if most / least - 1 > _SQUARE:
+        raise ValueError(
+            f"{path} has focal lengths from {least:.4g} to {most:.4g} sides of the picture, and the views of a path "
+            f"share one: give it as render_focal"
+        )
+    return float(np.median(found))
+
+
 def _table(path: Path) -> dict[str, Any]:
     """A file of cameras as it is written, with one frame or more. Raises ValueError for anything else."""
     try:
@@ -559,6 +586,18 @@ def _positive(entry: Mapping[str, Any], name: str) -> float | None:
     return value
 
 
+def _across(entry: Mapping[str, Any], w: float) -> float:
+    """The focal length in widths of a picture, which is w pixels wide. Raises ValueError where none is said."""
+    fl_x, angle = (_positive(entry, name) for name in ("fl_x", "camera_angle_x"))
+    if fl_x is not None:
+        return fl_x / w
+    if angle is None:
+        raise ValueError("no focal length: neither fl_x nor camera_angle_x")
+    if angle >= math.pi:
+        raise ValueError(f"camera_angle_x is {angle:g}: radians, below pi")
+    return 0.5 / math.tan(angle / 2)
+
+
 def _focal(entry: Mapping[str, Any], header: Header) -> tuple[float, float]:
     """(focal length, principal point's distance from the middle), both in sides of the picture's centre square.
 
@@ -570,16 +609,8 @@ def _focal(entry: Mapping[str, Any], header: Header) -> tuple[float, float]:
     if abs(w / h * height / width - 1) > _SQUARE:
         turned = "; EXIF turns it upright: save it upright, without EXIF" if header.rotated else ""
         raise ValueError(f"the picture is {width}x{height} and w, h say {w:g}x{h:g}{turned}")
-    fl_x, angle, fl_y = (_positive(entry, name) for name in ("fl_x", "camera_angle_x", "fl_y"))
-    if fl_x is not None:
-        across = fl_x / w
-    elif angle is not None:
-        if angle >= math.pi:
-            raise ValueError(f"camera_angle_x is {angle:g}: radians, below pi")
-        across = 0.5 / math.tan(angle / 2)
-    else:
-        raise ValueError("no focal length: neither fl_x nor camera_angle_x")
-    focal = across * width / side
+    fl_x, fl_y = (_positive(entry, name) for name in ("fl_x", "fl_y"))
+    focal = _across(entry, w) * width / side
     if fl_x is not None and fl_y is not None and abs(fl_y / h * height / side / focal - 1) > _SQUARE:
         raise ValueError(f"fl_x is {fl_x:g} and fl_y {fl_y:g}: pixels must be square")
     away = 0.0

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -26,6 +25,7 @@ from pellucid.process.schedule import (
     TabulatedSchedule,
     levels,
     make_schedule,
+    moments,
     revisit,
     training_times,
 )
@@ -327,14 +327,10 @@ class DenoisingMethod(Diffusion, Method):
                 raise ValueError(f"walks is {use['walks']}, and {sampler} walks only once; use ddim or ddpm")
             times = revisit(times, jump=math.ceil((len(times) - 1) / 10), times=use["walks"])
         trace: list[tuple[float, Sample]] = []
-        # where the way is walked more than once, the last time counts
-        falls = sorted(
-            {now: i for i, (now, then) in enumerate(pairwise(times.tolist())) if then < now}.values()
-        )
-        moments = {falls[round(i)] for i in torch.linspace(0, len(falls) - 1, use["snapshots"]).tolist()}
+        kept = moments(times, use["snapshots"])
 
         def on_step(i: int, t: float, x_t: Tensor, x0: Tensor) -> None:
-            if i in moments:
+            if i in kept:
                 trace.append((t, Sample(images=x0.clamp(-1, 1), readouts=self.describe(seen["last"]))))
 
         options = {"eta": use["eta"]} if sampler == "ddim" else {}

@@ -216,6 +216,16 @@ class Radiance(Method):
         colour, depth, opacity = (v.unflatten(1, shape) for v in (colour.clamp(-1, 1), depth, opacity))
         return colour.permute(0, 3, 1, 2).contiguous(), depth, opacity
 
+    def rendered(self, cameras: Tensor, use: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """`pictures` as large and as near as `camera_control` has them in `use`."""
+        focal = use.get("render_focal")
+        return self.pictures(
+            cameras,
+            size=use.get("render_size"),
+            width=use.get("render_width"),
+            focal=None if focal is None else cameras.new_tensor(focal),
+        )
+
     def refined(self, cameras: Tensor, x: Tensor, steps: int, rng: torch.Generator) -> Tensor:
         """Cameras (B, 4, 4) moved so that what the field shows from there is closer to pictures (B, C, H, W).
 
@@ -351,5 +361,17 @@ def camera_control() -> dict[str, Control]:
         ),
         "render_size": Control(
             kind="int", low=1, high=4096, help="pixels of a side, where not those of the training pictures"
+        ),
+        "render_width": Control(
+            kind="int",
+            low=1,
+            high=4096,
+            help="pixels across, where not as many as down: more or less is seen at the sides, nothing is stretched",
+        ),
+        "render_focal": Control(
+            kind="float",
+            low=0.1,
+            high=20.0,
+            help="focal length in heights of the picture, where not the scene's own; more is nearer",
         ),
     }

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import Literal, Protocol
 
 import torch
@@ -170,6 +171,17 @@ def levels(num_steps: int, *, start: float = 1.0, table: int | None = None) -> T
             f"{first}"
         )
     return (first * down / num_steps).round() / table
+
+
+def moments(levels: Tensor, snapshots: int) -> set[int]:
+    """Which moves of a path to keep, evenly from the first to the last; all where there are no more.
+
+    Moves are counted as a sampler's `on_step` counts them. Where a stretch is walked more than once, its last time is
+    kept.
+    """
+    last = {now: i for i, (now, then) in enumerate(pairwise(levels.tolist())) if then < now}
+    falls = sorted(last.values())
+    return {falls[round(i)] for i in torch.linspace(0, len(falls) - 1, snapshots).tolist()}
 
 
 def revisit(levels: Tensor, *, jump: int, times: int) -> Tensor:

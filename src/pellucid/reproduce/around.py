@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pellucid.methods.baselines.nerf import NeRF
 from pellucid.methods.lift3d.method import Lift3D
@@ -197,13 +196,11 @@ def from_noise(setting: Setting, name: str, method: Lift3D) -> str:
     steps = min(method.config.steps, {"tiny": 4}.get(setting.scale, 100))
     rng = torch.Generator().manual_seed(0)
     x_T = torch.randn(4, *method.image_shape, generator=rng).to(method.device)
-    shown: list[Tensor] = []
-
-    def on_step(i: int, t: float, x_t: Tensor, x0: Tensor) -> None:
-        if i in {round(j * (steps - 1) / 5) for j in range(6)}:
-            shown.append(torch.stack([x_t.clamp(-1, 1), x0], 1).cpu())
-
-    method.drawn(x_T, levels(steps, table=method.config.steps), on_step=on_step)
+    _, passes = method.drawn(x_T, levels(steps, table=method.config.steps), snapshots=6)
+    shown = [
+        torch.stack([x_t.clamp(-1, 1), method.pictures(method.best(poses))[0]], 1).cpu()
+        for _, x_t, poses in passes
+    ]
     lines = torch.stack(shown, 1).flatten(0, 2)  # (draws x moments x 2, C, H, W)
     path = setting.pictures / f"{name}.png"
     save_png(

@@ -95,8 +95,7 @@ class NeRF(Radiance):
         use = resolve(self.controls, controls)
         given = use["cameras"]
         cameras = self.around(n) if given is None else given.to(self.device).expand(n, -1, -1)
-        images = self.pictures(cameras, size=use["render_size"])[0]
-        return Sample(images=images, controls=self.said(use))
+        return Sample(images=self.rendered(cameras, use)[0], controls=self.said(use))
 
 
 class Fitting(Stage):

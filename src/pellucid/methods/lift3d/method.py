@@ -9,10 +9,10 @@ taken from, and a radiance field seen from there is the clean view. Nothing but 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +34,8 @@ from pellucid.nets.modulation import TimeModulator
 from pellucid.nets.nerf import Ask, Baked
 from pellucid.nets.unet import Encoder, UNetConfig
 from pellucid.process.loss import diffuse
-from pellucid.process.samplers import OnStep, ddim
-from pellucid.process.schedule import TabulatedSchedule, levels, training_times
+from pellucid.process.samplers import ddim
+from pellucid.process.schedule import TabulatedSchedule, levels, moments, training_times
 from pellucid.types import Batch, Control, Readout, Sample
 
 READ_AT = 0.05
@@ -136,6 +136,15 @@ class Lift3DConfig:
         return replace(self, view=self.view.stretched(share), patience=math.ceil(share * self.patience))
 
 
+class Pass(NamedTuple):
+    """One pass of reverse diffusion: what it was shown, and what it said."""
+
+    t: float
+    x_t: Tensor
+    """(n, C, H, W)"""
+    poses: Poses
+
+
 class Lift3D(Radiance):
     """A radiance field, and an encoder that says from where pictures of it were taken."""
 
@@ -168,6 +177,10 @@ class Lift3D(Radiance):
         self.controls = {
             "num_steps": Control(
                 kind="int", default=config.steps, low=1, high=config.steps, help="passes from noise to a view"
+            ),
+            "snapshots": Control(
+                kind="int", default=0, low=0, high=64,
+                help="passes from noise to keep, each with its view and camera, as a picture and as JSON",
             ),
             "image": Control(kind="image", help="a photograph: the view from where it was taken"),
             "refine": Control(
@@ -243,7 +256,7 @@ class Lift3D(Radiance):
         """From where pictures (B, C, H, W) were taken, and what the field shows from there; see `readouts`."""
         use = resolve(self.controls, controls, reading=True)
         poses = self.poses_of(x, rng)
-        return self._described(self.refined(self.best(poses), x, use["refine"], rng), poses.scores)[1]
+        return self._described(self.refined(self.best(poses), x, use["refine"], rng), poses.scores, use)[1]
 
     def poses_of(self, x: Tensor, rng: torch.Generator) -> Poses:
         """Cameras and scores of pictures (B, C, H, W), under a little noise."""
@@ -258,10 +271,10 @@ class Lift3D(Radiance):
         return self.refined(self.best(self.poses_of(x, rng)), x, use["refine"], rng)
 
     def _described(
-        self, cameras: Tensor, scores: Tensor | None, size: int | None = None
+        self, cameras: Tensor, scores: Tensor | None, use: Mapping[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What cameras see, and the readouts."""
-        images, depth, opacity = self.pictures(cameras, size=size)
+        """What cameras see, as controls have it, and the readouts."""
+        images, depth, opacity = self.rendered(cameras, use)
         if scores is None:
             scores = images.new_zeros(len(images), self.candidates)
         told = {"camera": cameras.flatten(1), "depth": depth, "opacity": opacity, "scores": scores.softmax(1)}
@@ -273,13 +286,20 @@ class Lift3D(Radiance):
     def sample(self, n: int, rng: torch.Generator, **controls: Any) -> Sample:
         """n views: from given cameras, from where a picture was taken, or drawn by denoising noise.
 
-        A denoised view comes with the camera that the last pass gave it; `scores` of given cameras are even, as nothing
-        was classified.
+        A denoised view comes with the camera that the last pass gave it, and so does each of the views along the way
+        that `snapshots` keeps; `scores` of given cameras are even, as nothing was classified.
         """
         if n < 1:
             raise ValueError(f"n is {n}; ask for at least one image")
         use = resolve(self.controls, controls)
         x_T = torch.randn(n, *self.image_shape, generator=rng, device=rng.device).to(self.device)
+        passes: list[Pass] = []
+        told_where = [k for k in ("cameras", "image") if use[k] is not None]
+        if use["snapshots"] and told_where:
+            raise ValueError(
+                f"snapshots is {use['snapshots']}, and nothing is drawn from noise where {told_where[0]} says from "
+                f"where to look: leave one of them out"
+            )
         if use["cameras"] is not None:
             if use["image"] is not None:
                 raise ValueError("image says where to look from, and cameras does too: give one of them")
@@ -289,22 +309,34 @@ class Lift3D(Radiance):
             poses = self.poses_of(picture, rng)
             cameras, scores = self.refined(self.best(poses), picture, use["refine"], rng), poses.scores
         else:
-            poses = self.drawn(x_T, levels(use["num_steps"], table=self.config.steps))
+            times = levels(use["num_steps"], table=self.config.steps)
+            poses, passes = self.drawn(x_T, times, snapshots=use["snapshots"])
             cameras, scores = self.best(poses), poses.scores
-        images, told = self._described(cameras, scores, use["render_size"])
-        return Sample(images=images, readouts=told, controls=self.said(use))
+        images, told = self._described(cameras, scores, use)
+        trace = []
+        for t, _, then in passes:
+            view, said = self._described(self.best(then), then.scores, use)
+            trace.append((t, Sample(images=view, readouts=said)))
+        return Sample(images=images, readouts=told, controls=self.said(use), trace=tuple(trace))
 
     @torch.no_grad()
-    def drawn(self, x_T: Tensor, times: Tensor, *, on_step: OnStep | None = None) -> Poses:
-        """Reverse diffusion from noise (n, C, H, W) along times, see `levels`: the poses that its last pass says."""
+    def drawn(self, x_T: Tensor, times: Tensor, *, snapshots: int = 0) -> tuple[Poses, list[Pass]]:
+        """Reverse diffusion from noise (n, C, H, W) along times, see `levels`: the poses that its last pass says, and
+        as many of its passes as asked for, see `moments`."""
         last: dict[str, Poses] = {}
+        kept = moments(times, snapshots)
+        passes: list[Pass] = []
+
+        def on_step(i: int, t: float, x_t: Tensor, x0: Tensor) -> None:
+            if i in kept:
+                passes.append(Pass(t, x_t, last["poses"]))
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
             last["poses"] = poses = self.posed(x, t)
             return self.pictures(self.best(poses))[0]
 
         ddim(denoise, x_T, times, self.schedule, on_step=on_step)
-        return last["poses"]
+        return last["poses"], passes
 
 
 def _of_each(values: Tensor, which: Tensor) -> Tensor:
