@@ -600,6 +600,8 @@ def _turned(table, root):
         (_frame(fl_x=None, camera_angle_x=4.0), "camera_angle_x is 4"),
         (_frame(fl_x=None, fl_y=None), "no focal length"),
         (_frame(fl_y=20.0), "pixels must be square"),
+        (_frame(k1=math.nan), "k1 is nan: expected a number"),
+        (_frame(p2="0"), "p2 is '0': expected a number"),
         (_frame(w=48, h=24), "the picture is 24x24 and w, h say 48x24"),
         (_turned, "the picture is 16x24 and w, h say 24x16; EXIF turns it"),
     ],
