@@ -21,7 +21,7 @@ from pellucid.cameras import angle_between, angles_of
 from pellucid.data.catalog import open_data
 from pellucid.data.images import to_uint8
 from pellucid.data.views import ViewsSource, cameras_in
-from pellucid.geometry import SOLID, found_cameras, points, surface, training_pictures
+from pellucid.geometry import SOLID, densities, found_cameras, points, surface, training_pictures
 from pellucid.nets.nerf import Space
 from typed import about, refused, run
 
@@ -431,6 +431,40 @@ def test_a_mesh_before_cameras_that_look_into_a_scene_turns_outwards_too(solid, 
     at, faces, _ = surface(solid, cells=32)
     assert trimesh.Trimesh(at, faces, process=False).volume > 0
     assert (at[:, 2] < -1).all()  # ahead of the cameras
+
+
+@pytest.mark.parametrize("cells", [16, 31])
+def test_a_mesh_with_surroundings_ends_where_rays_do(solid, monkeypatch, cells):
+    """A field that is dense wherever nothing was learned: in all of the shell that no ray goes to."""
+    pytest.importorskip("skimage")
+    from dataclasses import replace
+
+    view = replace(
+        solid.method.view, radius=3.0, near=0.3, far=12.0, surroundings=True, background="none", budget=1000
+    )
+    space = view.space()
+    asked = []
+
+    def shell(points, directions):
+        asked.append(len(points))
+        far = space.outside(points).norm(dim=1)
+        return torch.where((far > 8) | (far < 0.5), 200.0, 0.0), torch.zeros(len(points), 3)
+
+    monkeypatch.setattr(solid.method, "view", view)
+    monkeypatch.setattr(solid.method, "space", space)
+    monkeypatch.setattr(solid.method.field, "forward", shell)
+    at, _, _ = surface(solid, cells=cells)
+    distance = np.linalg.norm(at, axis=1)
+    assert distance.max() <= 15 * (1 + 1e-5)
+    assert (distance > 6).any()  # what rays do reach is there, inside and out
+    assert (distance < 1).any()
+    assert max(asked) <= 1000
+    found = densities(solid.method, cells + 1)
+    line = torch.linspace(-1, 1, cells + 1)
+    cube = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), -1)
+    wanted, _ = shell(cube.view(-1, 3), None)
+    beyond = cube.norm(dim=-1) > 1 - 1 / 30  # Mip-NeRF 360, eq. 10, at half its size: (2 - 1 / 15) / 2
+    torch.testing.assert_close(found, wanted.view_as(found) * ~beyond)
 
 
 def test_space_is_left_as_it_was_entered():
