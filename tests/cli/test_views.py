@@ -525,6 +525,34 @@ def test_what_cannot_be_exported_is_told_in_a_line(scene_run, tiny_run, tmp_path
     assert [p.name for p in tmp_path.iterdir()] == ["there.ply"]
 
 
+# ---- a model of one's own, and flags of views ------------------------------------------------------
+
+
+def test_a_model_of_ones_own_goes_wherever_data_does(trained_run, tmp_path, capsys):
+    trimesh = pytest.importorskip("trimesh")
+    pytest.importorskip("embreex")
+    spec = f"mesh:{tmp_path / 'thing.ply'}"
+    trimesh.creation.box((1, 2, 3)).export(tmp_path / "thing.ply")
+    made_run = trained_run(tmp_path / "run", "nerf", data=spec)
+    kept = json.loads((made_run / "config.json").read_text())["recipe"]["data"]
+    assert (kept["spec"], kept["scene"]["background"]) == (spec, "white")
+    run("evaluate", made_run, "--json", tmp_path / "scores.json")
+    told = json.loads((tmp_path / "scores.json").read_text())
+    assert (told["data"], told["pictures_scored"]) == (spec, 16)
+    run("export", made_run, "--cameras", tmp_path / "t.json")
+    found = torch.from_numpy(cameras_in(tmp_path / "t.json")).float()
+    torch.testing.assert_close(
+        found, open_data(spec, size=16).batch(np.arange(64)).truth["camera"], atol=1e-5, rtol=0
+    )
+    run("data", "show", spec, "--size", 8, "--out", tmp_path / "shown.png")
+    assert (tmp_path / "shown.png").is_file()
+    capsys.readouterr()
+    assert "is rendered" in refused(capsys, "doctor", spec)
+    assert "not there" in refused(capsys, "train", "nerf", "--scale", "tiny", "--data", "mesh:gone.obj")
+    run("data", "list")
+    assert "mesh:FILE" in capsys.readouterr().out
+
+
 # ---- the viewer ----------------------------------------------------------------------------------
 
 

@@ -38,7 +38,7 @@ class DataSpec:
     """Where the pictures come from, and what training sees of them."""
 
     spec: str
-    """A name (scenes, emoji, clipart, fashion, photos), a folder, a parquet or tar file, or hf:NAME."""
+    """A name (scenes, emoji, clipart, fashion, photos), a folder, a parquet or tar file, hf:NAME, or mesh:FILE."""
     size: int
     channels: int = 3
     class_names: tuple[str, ...] = ()
