@@ -553,6 +553,17 @@ def test_a_model_of_ones_own_goes_wherever_data_does(trained_run, tmp_path, caps
     assert "mesh:FILE" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("recipe", ["nerf", "lift3d"])
+def test_views_are_not_mirrored(recipe, tmp_path, capsys):
+    train = ("train", recipe, "--scale", "tiny", "--size", 8, "--out", tmp_path / "run")
+    stage = "fit" if recipe == "nerf" else "lift"
+    for flags in (("--flip", True), ("--set", "flip=true"), ("--set", f"stages.{stage}.flip=true")):
+        assert "a mirrored view is of another scene" in refused(capsys, *train, *flags)
+    assert not (tmp_path / "run").exists()
+    run(*train, "--flip", False, "--steps", 1)
+    assert json.loads((tmp_path / "run/config.json").read_text())["recipe"]["train"]["flip"] is False
+
+
 # ---- the viewer ----------------------------------------------------------------------------------
 
 

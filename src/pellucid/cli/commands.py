@@ -175,8 +175,9 @@ class Train:
     begin_from: Path | None = None
     """A run whose stages this recipe has too, such as one of diffae for gae: they are taken over, not trained again."""
     flip: bool | None = None
-    """Mirror every other picture, --no-flip where left and right mean something, as in text. Recipes that learn by a
-    table do not, as a value may be a side; all others do."""
+    """Mirror every other picture; False where left and right mean something, as in text. Recipes that learn by a table
+    do not unless told to, as a value may be a side. Those of views never do, as a mirrored view is of another scene.
+    All others of pictures do."""
     resume: bool = True
     """Continue the run where the folder holds one; --no-resume refuses instead."""
     json: Path | None = None
