@@ -218,7 +218,9 @@ def _read(path: Path) -> tuple[list[Any], str, list[str]]:
         meshes = [mesh for mesh in scene.dump() if isinstance(mesh, trimesh.Trimesh) and len(mesh.faces)]
     except Exception as error:  # what readers raise of a damaged file is no closed list
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or repr(error)
-        raise ValueError(f"{path} cannot be read as a model: {why.strip().splitlines()[0]}") from None
+        raise ValueError(
+            f"{path} cannot be read as a model: {why.strip().splitlines()[0]}. Save it anew, as .glb for one"
+        ) from None
     return meshes, digest.hexdigest()[:16], missing
 
 
