@@ -170,16 +170,15 @@ def surface(
     if not level > 0 or math.isinf(level):
         raise ValueError(f"density is {level:g}; it is a number above 0")
     measure = needed("skimage.measure")
-    volume = densities(method, cells + 1)
+    volume = F.pad(densities(method, cells + 1), (1,) * 6)
     if volume.max() <= level:
         raise ValueError(
             f"nothing in the field is denser than {level:g} (the densest is {volume.max():.3g}): give a lower "
             f"--density, or train for longer"
         )
-    closed = F.pad(volume, (1,) * 6).numpy()
     # triangles turn outwards; the third axis of a forward cube leads away from the cameras, the world's towards them
     turned = "descent" if method.view.forward else "ascent"
-    corners, faces, _, _ = measure.marching_cubes(closed, level, gradient_direction=turned)
+    corners, faces, _, _ = measure.marching_cubes(volume.numpy(), level, gradient_direction=turned)
     cube = torch.from_numpy((corners - 1) * (2 / cells) - 1).float().clamp(-1, 1)
     world = method.space.outside(cube.to(method.device)).cpu()
     # seen from where cameras stand
@@ -193,10 +192,16 @@ def surface(
 def densities(method: Radiance, side: int) -> Tensor:
     """(side, side, side): the density on a grid over the field's cube, 0 where rays do not look."""
     ends = torch.linspace(-1, 1, side)
-    cube = torch.stack(torch.meshgrid(ends, ends, ends, indexing="ij"), -1).view(-1, 3)
-    density = torch.cat([d for d, _ in _asked(method, cube, torch.zeros(1, 3))])
-    if not method.view.forward:
-        density[cube.square().sum(-1) > 1] = 0
+    density = torch.zeros(side**3)
+    # the coordinates of all at once would be three times as large as what is asked for
+    for first in range(0, len(density), method.view.budget):
+        rows = torch.arange(first, min(first + method.view.budget, len(density)))
+        cube = torch.stack([ends[i] for i in torch.unravel_index(rows, (side,) * 3)], -1)
+        if not method.view.forward:
+            looked_at = cube.square().sum(-1) <= method.space.edge**2
+            rows, cube = rows[looked_at], cube[looked_at]
+        if len(rows):
+            ((density[rows], _),) = _asked(method, cube, torch.zeros(1, 3))
     return density.view(side, side, side)
 
 

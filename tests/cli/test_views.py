@@ -21,7 +21,7 @@ from pellucid.cameras import angle_between, angles_of
 from pellucid.data.catalog import open_data
 from pellucid.data.images import to_uint8
 from pellucid.data.views import ViewsSource, cameras_in
-from pellucid.geometry import SOLID, found_cameras, points, surface, training_pictures
+from pellucid.geometry import SOLID, densities, found_cameras, points, surface, training_pictures
 from pellucid.nets.nerf import Space
 from typed import about, refused, run
 
@@ -537,6 +537,40 @@ def test_a_mesh_before_cameras_that_look_into_a_scene_turns_outwards_too(solid, 
     assert (at[:, 2] < -1).all()  # ahead of the cameras
 
 
+@pytest.mark.parametrize("cells", [16, 31])
+def test_a_mesh_with_surroundings_ends_where_rays_do(solid, monkeypatch, cells):
+    """A field that is dense wherever nothing was learned: in all of the shell that no ray goes to."""
+    pytest.importorskip("skimage")
+    from dataclasses import replace
+
+    view = replace(
+        solid.method.view, radius=3.0, near=0.3, far=12.0, surroundings=True, background="none", budget=1000
+    )
+    space = view.space()
+    asked = []
+
+    def shell(points, directions):
+        asked.append(len(points))
+        far = space.outside(points).norm(dim=1)
+        return torch.where((far > 8) | (far < 0.5), 200.0, 0.0), torch.zeros(len(points), 3)
+
+    monkeypatch.setattr(solid.method, "view", view)
+    monkeypatch.setattr(solid.method, "space", space)
+    monkeypatch.setattr(solid.method.field, "forward", shell)
+    at, _, _ = surface(solid, cells=cells)
+    distance = np.linalg.norm(at, axis=1)
+    assert distance.max() <= 15 * (1 + 1e-5)
+    assert (distance > 6).any()  # what rays do reach is there, inside and out
+    assert (distance < 1).any()
+    assert max(asked) <= 1000
+    found = densities(solid.method, cells + 1)
+    line = torch.linspace(-1, 1, cells + 1)
+    cube = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), -1)
+    wanted, _ = shell(cube.view(-1, 3), None)
+    beyond = cube.norm(dim=-1) > 1 - 1 / 30  # Mip-NeRF 360, eq. 10, at half its size: (2 - 1 / 15) / 2
+    torch.testing.assert_close(found, wanted.view_as(found) * ~beyond)
+
+
 def test_space_is_left_as_it_was_entered():
     cube = torch.rand(200, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
     for space in (Space(near=2, far=4, bound=1.5), Space(near=1, far=32, forward=True, focal=1.2)):
@@ -593,6 +627,45 @@ def test_what_cannot_be_exported_is_told_in_a_line(scene_run, tiny_run, tmp_path
         monkeypatch.setitem(sys.modules, module, None)
         assert "pip install 'pellucid[views]'" in refused(capsys, *export, what, tmp_path / "m.ply")
     assert [p.name for p in tmp_path.iterdir()] == ["there.ply"]
+
+
+# ---- a model of one's own, and flags of views ------------------------------------------------------
+
+
+def test_a_model_of_ones_own_goes_wherever_data_does(trained_run, tmp_path, capsys):
+    trimesh = pytest.importorskip("trimesh")
+    pytest.importorskip("embreex")
+    spec = f"mesh:{tmp_path / 'thing.ply'}"
+    trimesh.creation.box((1, 2, 3)).export(tmp_path / "thing.ply")
+    made_run = trained_run(tmp_path / "run", "nerf", data=spec)
+    kept = json.loads((made_run / "config.json").read_text())["recipe"]["data"]
+    assert (kept["spec"], kept["scene"]["background"]) == (spec, "white")
+    run("evaluate", made_run, "--json", tmp_path / "scores.json")
+    told = json.loads((tmp_path / "scores.json").read_text())
+    assert (told["data"], told["pictures_scored"]) == (spec, 16)
+    run("export", made_run, "--cameras", tmp_path / "t.json")
+    found = torch.from_numpy(cameras_in(tmp_path / "t.json")).float()
+    torch.testing.assert_close(
+        found, open_data(spec, size=16).batch(np.arange(64)).truth["camera"], atol=1e-5, rtol=0
+    )
+    run("data", "show", spec, "--size", 8, "--out", tmp_path / "shown.png")
+    assert (tmp_path / "shown.png").is_file()
+    capsys.readouterr()
+    assert "is rendered" in refused(capsys, "doctor", spec)
+    assert "not there" in refused(capsys, "train", "nerf", "--scale", "tiny", "--data", "mesh:gone.obj")
+    run("data", "list")
+    assert "mesh:FILE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("recipe", ["nerf", "lift3d"])
+def test_views_are_not_mirrored(recipe, tmp_path, capsys):
+    train = ("train", recipe, "--scale", "tiny", "--size", 8, "--out", tmp_path / "run")
+    stage = "fit" if recipe == "nerf" else "lift"
+    for flags in (("--flip", True), ("--set", "flip=true"), ("--set", f"stages.{stage}.flip=true")):
+        assert "a mirrored view is of another scene" in refused(capsys, *train, *flags)
+    assert not (tmp_path / "run").exists()
+    run(*train, "--flip", False, "--steps", 1)
+    assert json.loads((tmp_path / "run/config.json").read_text())["recipe"]["train"]["flip"] is False
 
 
 # ---- the viewer ----------------------------------------------------------------------------------

@@ -270,21 +270,23 @@ def test_faults_of_cameras_are_named_and_stop_training_as_told(tmp_path):
     table = scenery(tmp_path, file_path="gone.png")
     table["frames"][2]["transform_matrix"][0][3] = float("nan")
     table["frames"][4] = dict(table["frames"][3])
+    table["frames"][6]["k1"] = float("nan")
     (tmp_path / "transforms.json").write_text(json.dumps(table))
-    report = examine(tmp_path, 16)
+    report = examine(tmp_path, 16, views=True)
     assert not report.ok
     assert dict(report.views.faults) == {
         "gone.png": "transforms.json, frame 23: no such file",
         "02.png": "transforms.json, frame 2: transform_matrix holds NaN or infinity",
         "03.png": "transforms.json, frame 4: named before, by transforms.json, frame 3",
+        "06.png": "transforms.json, frame 6: k1 is nan: expected a number",
     }
-    assert report.views.unnamed == ["02.png", "04.png", "23.png"]
+    assert report.views.unnamed == ["02.png", "04.png", "06.png", "23.png"]
     text = "\n".join(report.lines())
     assert "    gone.png: transforms.json, frame 23: no such file" in text
-    assert "3 pictures have no camera" in text
-    assert "3 frames of transforms.json cannot be used, and training refuses" in text
-    assert json.loads(json.dumps(report.to_dict()))["views"]["cameras"] == 21
-    with pytest.raises(ValueError, match="3 frames of"):
+    assert "4 pictures have no camera" in text
+    assert "4 frames of transforms.json cannot be used, and training refuses" in text
+    assert json.loads(json.dumps(report.to_dict()))["views"]["cameras"] == 20
+    with pytest.raises(ValueError, match="4 frames of"):
         open_data(str(tmp_path), size=16)
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import math
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -603,6 +604,8 @@ def _turned(table, root):
         (_frame(fl_x=None, camera_angle_x=4.0), "camera_angle_x is 4"),
         (_frame(fl_x=None, fl_y=None), "no focal length"),
         (_frame(fl_y=20.0), "pixels must be square"),
+        (_frame(k1=math.nan), "k1 is nan: expected a number"),
+        (_frame(p2="0"), "p2 is '0': expected a number"),
         (_frame(w=48, h=24), "the picture is 24x24 and w, h say 48x24"),
         (_turned, "the picture is 16x24 and w, h say 24x16; EXIF turns it"),
     ],
@@ -757,7 +760,7 @@ def test_what_is_no_model_is_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"gone.obj cannot be read"):
         meshes.Meshes([meshes.Placed(path=tmp_path / "gone.obj")])
     (tmp_path / "bare.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 1\nf 1 2 3\n")
-    with pytest.raises(ValueError, match=r"bare.obj has no texture"):
+    with pytest.raises(ValueError, match=r"bare.obj has no texture and no colours"):
         meshes.Meshes([meshes.Placed(path=tmp_path / "bare.obj")])
     monkeypatch.setattr(
         meshes.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name))
@@ -780,6 +783,188 @@ def test_fetched_models_fill_their_frames_and_none_is_cut(name, monkeypatch):
     assert (pixels[:, [0, -1]] == 255).all()
     assert (pixels[:, :, [0, -1]] == 255).all()
     assert AROUND.near < depth[depth > 0].min() < depth.max() < AROUND.far
+
+
+# ------------------------------------------------------------------------------------------------- a model of one's own
+
+EXTENTS = (1.2, 0.8, 0.5)
+SIDES = ("red", "teal", "blue", "yellow", "green", "orange")
+"""Colours of a box's sides +x, -x, +y, -y, +z, -z, in its file."""
+
+
+def write_box(path: Path, *, coloured: bool = True) -> Path:
+    """A box far from the origin, in large units, whose six sides have colours; written by trimesh."""
+    trimesh = pytest.importorskip("trimesh")
+    pytest.importorskip("embreex")
+    mesh = trimesh.creation.box(EXTENTS)
+    side = np.argmax(mesh.face_normals @ np.repeat(np.eye(3), 2, 0).T * np.tile([1, -1], 3), 1)
+    mesh.unmerge_vertices()
+    if coloured:
+        colours = np.array([renders._COLOURS[name] for name in SIDES])[side]
+        mesh.visual.vertex_colors = np.rint(np.repeat(colours, 3, 0) * 255).astype(np.uint8)
+    mesh.apply_scale(40).apply_translation((500, -30, 7))
+    mesh.export(path)
+    return path
+
+
+def the_box(path: Path, sides=SIDES) -> Boxes:
+    """The same in our world, by the axes of the file's format."""
+    half = np.array(EXTENTS) * 0.95 / np.linalg.norm(EXTENTS)
+    if path.suffix in (".obj", ".glb"):  # y is up there: our z is its y, and our y its -z
+        half, sides = half[[0, 2, 1]], [sides[k] for k in (0, 1, 5, 4, 2, 3)]
+    return Boxes((Box((0, 0, 0), tuple(half), tuple(f"plain {c} {c}" for c in sides)),))
+
+
+@pytest.mark.parametrize("ending", ["ply", "glb", "obj"])
+def test_a_model_of_ones_own_is_seen_where_it_is_in_its_colours(tmp_path, ending):
+    path = write_box(tmp_path / f"box.{ending}")
+    data = open_data(f"mesh:{path}", size=24, limit=5)
+    batch = data.batch(np.arange(5))
+    pixels, depth = render(the_box(path), data.cameras, AROUND.focal, 24)
+    np.testing.assert_allclose(batch.truth["depth"], depth, atol=1e-5)
+    assert 0.1 < (depth > 0).mean() < 0.6
+    apart = np.abs(to_uint8(batch.x0).astype(int) - pixels)  # its colours are of 8 bits
+    assert (apart <= 1).mean() > 0.999
+    assert data.scene == AROUND
+
+
+@pytest.mark.parametrize("ending", ["stl", "off", "ply"])
+def test_a_model_without_colours_is_grey(tmp_path, ending):
+    path = write_box(tmp_path / f"box.{ending}", coloured=False)
+    batch = open_data(f"mesh:{path}", size=16, limit=4).batch(np.arange(4))
+    _, depth = render(the_box(path), cameras_of(AROUND, seed=0, split="train", count=4), AROUND.focal, 16)
+    np.testing.assert_allclose(batch.truth["depth"], depth, atol=1e-5)
+    seen = to_uint8(batch.x0)[depth > 0]
+    assert (np.ptp(seen, axis=-1) == 0).all()
+    top = seen[:, 0].astype(int)
+    assert np.percentile(top, 90) > 255 * 0.6 * 0.9  # what faces the light has nearly all of it
+    assert len(np.unique(top)) > 3
+
+
+def test_a_model_of_ones_own_has_all_that_views_have(tmp_path):
+    path = write_box(tmp_path / "box.ply")
+    parts = [open_data(f"mesh:{path}", size=4, split=split) for split in ("train", "val", "test")]
+    assert [len(part) for part in parts] == [64, 8, 16]
+    for part, split in zip(parts, ("train", "val", "test"), strict=True):
+        assert part.scene == AROUND
+        np.testing.assert_array_equal(part.cameras, cameras_of(AROUND, seed=0, split=split, count=len(part)))
+    batch = parts[1].batch(np.arange(2))
+    assert {k: tuple(v.shape) for k, v in batch.truth.items()} == {
+        "camera": (2, 4, 4),
+        "focal": (2,),
+        "depth": (2, 4, 4),
+    }
+    grey = open_data(f"mesh:{path}", size=4, channels=1, limit=2)
+    assert grey.batch(np.arange(2)).x0.shape == (2, 1, 4, 4)
+    with pytest.raises(ValueError, match=r"pellucid data show mesh:.*box\.ply"):
+        open_source(f"mesh:{path}")
+    with pytest.raises(ValueError, match=r"box\.ply is a model: give mesh:"):
+        open_data(str(path), size=4)
+
+
+def test_what_is_in_a_model_s_files_decides_which_scene_it_is(tmp_path, monkeypatch):
+    pytest.importorskip("trimesh")
+    pytest.importorskip("embreex")
+    (tmp_path / "there").mkdir()
+    for folder in (tmp_path, tmp_path / "there"):
+        write_cube(folder / "cube.obj")
+    calls = []
+    real = renders.render
+    monkeypatch.setattr(renders, "render", lambda *a, **k: calls.append(1) or real(*a, **k))
+    see = lambda folder: open_data(f"mesh:{folder / 'cube.obj'}", size=8, limit=2)
+    first = see(tmp_path)
+    assert see(tmp_path / "there").fingerprint == first.fingerprint
+    assert len(calls) == 1
+    prints = {first.fingerprint}
+    skin = tmp_path / "cube.png"
+    Image.fromarray(np.full((16, 4, 3), 77, np.uint8)).save(skin)
+    prints.add(see(tmp_path).fingerprint)
+    with (tmp_path / "cube.mtl").open("a") as file:
+        file.write("Ns 10\n")
+    prints.add(see(tmp_path).fingerprint)
+    with (tmp_path / "cube.obj").open("a") as file:
+        file.write("v 0 0 9\n")  # of no triangle: it is in the file, and nowhere to be seen
+    last = see(tmp_path)
+    assert len(prints | {last.fingerprint}) == 4 == len(calls)
+    assert (last.batch(np.arange(2)).truth["depth"] == first.batch(np.arange(2)).truth["depth"]).all()
+
+
+def test_materials_of_a_model_are_seen_each_on_its_own_part(tmp_path):
+    """Two boxes side by side, moved by the file's own graph: a texture that is tinted, and a plain colour."""
+    trimesh = pytest.importorskip("trimesh")
+    pytest.importorskip("embreex")
+    of = trimesh.visual.material.PBRMaterial
+    left, right = (trimesh.creation.box((1, 1, 1)) for _ in range(2))
+    for box in (left, right):
+        box.unmerge_vertices()
+    picture = Image.new("RGB", (4, 4), (200, 100, 255))
+    uv = np.full((len(left.vertices), 2), 0.4)
+    left.visual = trimesh.visual.TextureVisuals(
+        uv=uv, material=of(baseColorTexture=picture, baseColorFactor=[255, 255, 51, 255])
+    )
+    right.visual = trimesh.visual.TextureVisuals(material=of(baseColorFactor=[0, 128, 0, 255]))
+    scene = trimesh.Scene()
+    for box, x in ((left, -1.0), (right, 1.0)):
+        scene.add_geometry(box, transform=trimesh.transformations.translation_matrix((x, 0, 0)))
+    scene.export(tmp_path / "two.glb")
+    from pellucid.data.meshes import Meshes, own
+
+    mesh = Meshes([own(str(tmp_path / "two.glb"))])
+    low = np.array([[-0.5, -3.0, 0], [0.5, -3.0, 0]])
+    colour, distance = mesh(low, np.array([[0.0, 1, 0]] * 2))
+    lit = renders.lit(np.array([[0.0, -1, 0]]))
+    np.testing.assert_allclose(colour * 255 / lit, [[200, 100, 51], [0, 128, 0]], atol=1e-6)
+    unit = 0.95 / np.linalg.norm([1.5, 0.5, 0.5])  # of the file, once its ball is ours
+    np.testing.assert_allclose(distance, 3 - unit / 2, atol=1e-6)
+
+
+def test_what_a_model_lacks_is_told(tmp_path, caplog):
+    pytest.importorskip("trimesh")
+    pytest.importorskip("embreex")
+    write_cube(tmp_path / "cube.obj")
+    (tmp_path / "cube.png").unlink()
+    with caplog.at_level(logging.WARNING):
+        open_data(f"mesh:{tmp_path / 'cube.obj'}", size=4, limit=1)
+    assert "cube.obj names cube.png, which is not in its folder" in caplog.text
+
+
+CLOUD = "ply\nformat ascii 1.0\nelement vertex 2\n" + "".join(
+    f"property float {axis}\n" for axis in "xyz"
+) + "end_header\n0 0 0\n1 1 1\n"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("gone.ply", None, "gone.ply is not there: give a file, .obj, .glb"),
+        ("", None, "is a folder: give a file"),
+        ("a.txt", "v 0 0 0", "a.txt is no model, by its name: give a file, .obj, .glb"),
+        ("a.glb", "no glb at all", "a.glb cannot be read as a model"),
+        ("a.ply", "x", "a.ply cannot be read as a model"),
+        ("a.stl", "", "a.stl (cannot be read as a model|holds no triangles)"),
+        ("a.off", "OFF\n3 x 0\n", "a.off cannot be read as a model"),
+        ("cloud.ply", CLOUD, "cloud.ply holds no triangles: points"),
+        ("empty.obj", "# nothing", "empty.obj holds no triangles"),
+        ("far.obj", "v nan 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n", "far.obj has corners at NaN"),
+        ("dot.off", "OFF\n3 1 0\n1 1 1\n1 1 1\n1 1 1\n3 0 1 2\n", "dot.off has no size"),
+    ],
+)
+def test_what_is_no_model_of_ones_own_is_told(tmp_path, name, text, says):
+    pytest.importorskip("trimesh")
+    pytest.importorskip("embreex")
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=says) as told:
+        open_data(f"mesh:{tmp_path / name}", size=4, limit=1)
+    assert len(str(told.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("module", ["trimesh", "embreex.rtcore_scene"])
+def test_what_a_model_of_ones_own_needs_is_told(tmp_path, monkeypatch, module):
+    path = write_box(tmp_path / "box.ply")
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ValueError, match=r"pip install 'pellucid\[views\]'"):
+        open_data(f"mesh:{path}", size=4, limit=1)
 
 
 @pytest.fixture

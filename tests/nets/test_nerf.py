@@ -513,3 +513,22 @@ def test_a_contracted_space_keeps_directions_and_holds_all_of_the_world():
     torch.testing.assert_close(seen.norm(dim=1), expected)
     assert seen.norm(dim=1).max() < 1
     torch.testing.assert_close(space.outside(seen), points, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(("reach", "bound"), [(15.0, 1.0), (15.0, 2.0), (1.5, 1.0), (0.8, 1.0)])
+def test_a_contracted_space_ends_where_rays_do(reach, bound):
+    space = Space(near=0.1, far=12.0, contracted=True, reach=reach, bound=bound)
+    ways = F.normalize(torch.randn(50, 3, generator=rng()), dim=1)
+    share = torch.linspace(0, 1, 50)[:, None]
+    within = ways * reach * share
+    torch.testing.assert_close(space.outside(space.inside(within)), within, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(space.inside(ways * reach).norm(dim=1), torch.full((50,), space.edge))
+    corner = 3**0.5
+    beyond = space.outside(ways * (space.edge + (corner - space.edge) * share))
+    torch.testing.assert_close(beyond, ways * reach, rtol=1e-4, atol=0)
+
+
+def test_the_shell_behind_what_views_reach_is_no_part_of_a_scene():
+    view = ViewConfig(radius=3.0, near=0.3, far=12.0, surroundings=True, background="none")
+    assert view.space().reach == 15
+    assert view.space().edge < 1 == ViewConfig().space().edge

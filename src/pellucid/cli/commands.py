@@ -101,6 +101,9 @@ class DataCommand:
                 "licence": spec.licence if spec else "Apache-2.0, made here",
             }
             say(f"{name:13} {about}\n{'':13} {state}; licence: {listed[name]['licence']}")
+        say(
+            "and yours: a folder, a parquet or tar file, hf:NAME, or mesh:FILE, which is seen as views-duck is"
+        )
         written(self.json, listed)
 
     def _show(self) -> None:
@@ -111,7 +114,9 @@ class DataCommand:
         from pellucid.train.preview import grid, overlay, save_png
 
         if not self.name:
-            raise ValueError("name what to show: a built-in set, a folder, a parquet or tar file, or hf:NAME")
+            raise ValueError(
+                "name what to show: a built-in set, a folder, a parquet or tar file, hf:NAME, or mesh:FILE"
+            )
         data = open_data(self.name, size=self.size)
         batch = data.batch(np.arange(min(32, len(data))))
         rows = [batch.x0] if batch.masks is None else [batch.x0, overlay(batch.x0, batch.masks)]
@@ -134,7 +139,8 @@ class Train:
     recipe: tyro.conf.Positional[str]
     """What to train; `pellucid train list` names them all."""
     data: str | None = None
-    """A folder, a parquet or tar file, hf:NAME, or a set of `pellucid data list`; by default the recipe's own."""
+    """A folder, a parquet or tar file, hf:NAME, mesh:FILE for views of a 3-D model, or a set of `pellucid data list`;
+    by default the recipe's own."""
     size: int | None = None
     """Pixels of a side; pictures are scaled and cropped to it. By default what the scale is made for."""
     scale: Scale = "cpu"
@@ -169,8 +175,9 @@ class Train:
     begin_from: Path | None = None
     """A run whose stages this recipe has too, such as one of diffae for gae: they are taken over, not trained again."""
     flip: bool | None = None
-    """Mirror every other picture, --no-flip where left and right mean something, as in text. Recipes that learn by a
-    table do not, as a value may be a side; all others do."""
+    """Mirror every other picture; False where left and right mean something, as in text. Recipes that learn by a table
+    do not unless told to, as a value may be a side. Those of views never do, as a mirrored view is of another scene.
+    All others of pictures do."""
     resume: bool = True
     """Continue the run where the folder holds one; --no-resume refuses instead."""
     json: Path | None = None

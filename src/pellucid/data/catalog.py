@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from pellucid.data.images import Dataset, Squares, StoredImages, prepare
-from pellucid.data.renders import VIEWS, rendered
+from pellucid.data.meshes import FORMATS
+from pellucid.data.renders import MESH, VIEWS, rendered
 from pellucid.data.sources import FolderSource, HubSource, ParquetSource, Source, Split, TarSource
 from pellucid.data.views import ViewsSource, has_cameras, open_views
 
@@ -49,8 +50,8 @@ def open_data(
 
     Args:
         spec: a name of `BUILT_IN`; a folder, whose pictures come with their cameras where it holds `transforms.json`
-            (`data.views`); a parquet file, a tar shard, a folder or pattern (`*`) of either; or `hf:NAME` for a
-            data set of the Hugging Face hub (`hf:NAME:CONFIG`).
+            (`data.views`); a parquet file, a tar shard, a folder or pattern (`*`) of either; `hf:NAME` for a
+            data set of the Hugging Face hub (`hf:NAME:CONFIG`); or `mesh:FILE` for views of a model (`data.meshes`).
         size: height and width, pixels.
         channels: 3 for colour, 1 for grey.
         split: "train", "val" or "test". A folder with sub-folders train, val, test keeps them; any other
@@ -96,7 +97,7 @@ def open_data(
         return _photos(size, channels, split, limit)
     if spec == "fashion":
         return _fashion(size, channels, split, limit)
-    if spec in VIEWS:
+    if spec in VIEWS or spec.startswith(MESH):
         return rendered(spec, size=size, channels=channels, split=split, seed=seed, limit=limit)
     source = open_source(spec)
     if isinstance(source, ViewsSource):
@@ -108,6 +109,11 @@ def open_source(spec: str) -> Source:
     """The encoded images of a folder, `.parquet`, `.tar`, or `hf:NAME`. Raises ValueError as `open_data`."""
     if spec.startswith("hf:"):
         return HubSource(spec.removeprefix("hf:"))
+    if spec.startswith(MESH):
+        raise ValueError(
+            f"{spec} is rendered as it is asked for and has no pictures of its own: `pellucid data show {spec}` draws "
+            f"some"
+        )
     if spec in BUILT_IN:
         raise ValueError(
             f"{spec} is built in and has no files of yours: `pellucid data show {spec}` draws some of it; a folder of "
@@ -125,10 +131,12 @@ def open_source(spec: str) -> Source:
         return ParquetSource(path)
     if path.suffix == ".tar":
         return TarSource(path)
+    if path.suffix.lower() in FORMATS and path.is_file():
+        raise ValueError(f"{path} is a model: give {MESH}{spec} for views of it")
     if path.exists():
         raise ValueError(f"{path} is a single file: give a folder of images, a .parquet or a .tar file")
     raise ValueError(
-        f"no data at {spec!r}: give a folder of images, a .parquet or .tar file, hf:NAME, "
+        f"no data at {spec!r}: give a folder of images, a .parquet or .tar file, hf:NAME, {MESH}FILE, "
         f"or one of {', '.join(BUILT_IN)}"
     )
 

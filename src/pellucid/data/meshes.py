@@ -1,13 +1,15 @@
-"""Models of triangles with textures, put together and hit by rays: the `Trace` of scenes made of fetched models.
+"""Models of triangles, put together and hit by rays: the `Trace` of scenes made of fetched models, and of a user's own.
 
-Files are Wavefront OBJ, read by trimesh; rays are traced by embree.
+Files are read by trimesh; rays are traced by embree.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,11 @@ from pellucid.data.renders import lit
 _EXTENT = 0.95
 """Distance of the farthest corner from the origin, a little within the unit ball that cameras just see."""
 _Y_UP = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
+FORMATS = {".obj": True, ".glb": True, ".ply": False, ".stl": False, ".off": False}
+"""Endings of files that a model of a user may have, and whether y is up in them; else z is."""
+GREY = (0.6, 0.6, 0.6)
+"""What a model of a user is painted in whose file says nothing of colours."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +37,14 @@ class Placed:
     """Whether the file's y is up; else its z."""
     turn: float = 0.0
     """Degrees about the vertical."""
-    height: float = 1.0
-    """Once it stands."""
+    height: float | None = 1.0
+    """Once it stands; None leaves it as large as in its file."""
     at: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Where the middle of its underside stands."""
     colour: tuple[float, float, float] | None = None
-    """Instead of what its file says; models without a texture need one."""
+    """Instead of what its file says."""
+    bare: tuple[float, float, float] | None = None
+    """Where its file says nothing of colours; without it, that is an error."""
 
 
 def arrangement(name: str) -> tuple[Placed, ...]:
@@ -53,6 +62,27 @@ def arrangement(name: str) -> tuple[Placed, ...]:
     )  # fmt: skip
 
 
+def own(path: str) -> Placed:
+    """A user's model as it stands in its file. Raises ValueError where nothing is there, or no file of `FORMATS`."""
+    file = Path(path).expanduser()
+    y_up = FORMATS.get(file.suffix.lower())
+    if y_up is None or not file.is_file():
+        what = "a folder" if file.is_dir() else "not there" if not file.exists() else "no model, by its name"
+        raise ValueError(f"{path or 'the path of a model'} is {what}: give a file, {', '.join(FORMATS)}")
+    return Placed(path=file, y_up=y_up, height=None, bare=GREY)
+
+
+def contents(placed: Placed) -> str:
+    """Stands for what is in a model's file and in those that it names, its materials and textures.
+
+    One that cannot be had is told: the model is without it. Raises ValueError as `Meshes`.
+    """
+    _, digest, missing = _read(placed.path)
+    for name in missing:
+        _log.warning("%s names %s, which is not in its folder: it is seen without", placed.path, name)
+    return digest
+
+
 class Meshes:
     """What rays meet among models, which are moved and scaled together.
 
@@ -62,13 +92,13 @@ class Meshes:
         vertices, faces: (V, 3) and (F, 3) of all of them, once moved.
 
     Raises:
-        ValueError: trimesh or embree is missing, or a file is no model, or one without texture or colour.
+        ValueError: trimesh or embree is missing, or a file is no model, or has no triangles or no colours.
     """
 
     def __init__(self, placed: Sequence[Placed]) -> None:
         needed("embreex.rtcore_scene")
         trimesh = needed("trimesh")
-        models = [_Model.of(part, trimesh) for part in placed]
+        models = [model for part in placed for model in _stood(part)]
         vertices = np.concatenate([model.vertices for model in models])
         vertices = vertices - _middle(vertices)
         self.vertices = vertices * (_EXTENT / np.linalg.norm(vertices, axis=1).max())
@@ -114,47 +144,22 @@ class Meshes:
 
 @dataclass(frozen=True, kw_only=True)
 class _Model:
+    """Triangles of one material."""
+
     vertices: np.ndarray
     faces: np.ndarray
-    uv: np.ndarray | None
+    colours: np.ndarray
+    """(F, 3, 3) of the corners of each triangle, from 0 to 1; where there is a texture, by what it is multiplied."""
+    uv: np.ndarray | None = None
     """(V, 2); v runs up."""
-    texture: np.ndarray
-    """(H, W, 3) from 0 to 1; (1, 1, 3) for one colour."""
-
-    @classmethod
-    def of(cls, placed: Placed, trimesh: Any) -> _Model:
-        try:
-            scene = trimesh.load_scene(placed.path, process=False, file_type="obj")
-            mesh = scene.to_geometry() if len(scene.geometry) else None
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f"{placed.path} cannot be read as a model: {error}") from None
-        if mesh is None or not len(mesh.faces):
-            raise ValueError(f"{placed.path} holds no triangles")
-        vertices = np.asarray(mesh.vertices, np.float64)
-        if placed.y_up:
-            vertices = vertices @ _Y_UP.T
-        angle = np.radians(placed.turn)
-        turn = np.array(
-            [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]],
-        )
-        vertices = vertices @ turn.T
-        low, high = vertices.min(0), vertices.max(0)
-        foot = np.array([*((low + high) / 2)[:2], low[2]])
-        vertices = (vertices - foot) * (placed.height / (high[2] - low[2])) + np.array(placed.at)
-        image = getattr(getattr(mesh.visual, "material", None), "image", None)
-        uv = getattr(mesh.visual, "uv", None)
-        if placed.colour is not None:
-            return cls(vertices=vertices, faces=np.asarray(mesh.faces), uv=None,
-                       texture=np.array(placed.colour).reshape(1, 1, 3))  # fmt: skip
-        if image is None or uv is None:
-            raise ValueError(f"{placed.path} has no texture: give it a colour")
-        return cls(vertices=vertices, faces=np.asarray(mesh.faces), uv=np.asarray(uv, np.float64),
-                   texture=np.asarray(image.convert("RGB"), np.float64) / 255)  # fmt: skip
+    texture: np.ndarray | None = None
+    """(H, W, 3) from 0 to 1."""
 
     def seen(self, triangles: np.ndarray, share: np.ndarray) -> np.ndarray:
         """Colours (n, 3) of points in triangles (n,) at these shares of their corners (n, 3), bilinear."""
-        if self.uv is None:
-            return np.broadcast_to(self.texture[0, 0], (len(triangles), 3))
+        plain = (self.colours[triangles] * share[..., None]).sum(1)
+        if self.uv is None or self.texture is None:
+            return plain
         height, width, _ = self.texture.shape
         u, v = ((self.uv[self.faces[triangles]] * share[..., None]).sum(1)).T
         x, y = (u % 1) * width - 0.5, (1 - v % 1) * height - 0.5
@@ -164,7 +169,103 @@ class _Model:
         left, top = left.clip(0, width - 1), top.clip(0, height - 1)
         upper = self.texture[top, left] * (1 - a) + self.texture[top, right] * a
         lower = self.texture[low, left] * (1 - a) + self.texture[low, right] * a
-        return upper * (1 - b) + lower * b
+        return plain * (upper * (1 - b) + lower * b)
+
+
+def _stood(placed: Placed) -> list[_Model]:
+    """A model, a part for each of its materials, where it stands."""
+    models = [_painted(mesh, placed) for mesh in _read(placed.path)[0]]
+    if not models:
+        raise ValueError(f"{placed.path} holds no triangles: points and lines alone have no surface to see")
+    vertices = [model.vertices @ _Y_UP.T if placed.y_up else model.vertices for model in models]
+    angle = np.radians(placed.turn)
+    turn = np.array(
+        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]],
+    )
+    vertices = [part @ turn.T for part in vertices]
+    low, high = np.min([part.min(0) for part in vertices], 0), np.max([part.max(0) for part in vertices], 0)
+    if not (high > low).any():
+        raise ValueError(f"{placed.path} has no size: all corners of its triangles lie at one place")
+    foot = np.array([*((low + high) / 2)[:2], low[2]])
+    scale = 1.0 if placed.height is None else placed.height / (high[2] - low[2])
+    return [
+        replace(model, vertices=(part - foot) * scale + np.array(placed.at))
+        for model, part in zip(models, vertices, strict=True)
+    ]
+
+
+def _read(path: Path) -> tuple[list[Any], str, list[str]]:
+    """The meshes of a file, where the file puts them; what stands for its bytes and those of the files that it names;
+    and which of these cannot be had."""
+    trimesh, resolvers = needed("trimesh"), needed("trimesh.resolvers")
+    digest, missing = hashlib.sha256(), []
+
+    class Noted(resolvers.FilePathResolver):  # type: ignore[name-defined]
+        def get(self, name: str) -> bytes:
+            try:
+                found: bytes = super().get(name)
+            except (OSError, ValueError):
+                missing.append(name)
+                raise
+            digest.update(found)
+            return found
+
+    try:
+        digest.update(path.read_bytes())
+        scene = trimesh.load_scene(
+            path, process=False, file_type=path.suffix[1:], resolver=Noted(str(path.absolute()))
+        )
+        meshes = [mesh for mesh in scene.dump() if isinstance(mesh, trimesh.Trimesh) and len(mesh.faces)]
+    except Exception as error:  # what readers raise of a damaged file is no closed list
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or repr(error)
+        raise ValueError(
+            f"{path} cannot be read as a model: {why.strip().splitlines()[0]}. Save it anew, as .glb for one"
+        ) from None
+    return meshes, digest.hexdigest()[:16], missing
+
+
+def _painted(mesh: Any, placed: Placed) -> _Model:
+    """A mesh of trimesh, in the axes of its file."""
+    used, faces = np.unique(np.asarray(mesh.faces), return_inverse=True)
+    if used[0] < 0 or used[-1] >= len(mesh.vertices):
+        raise ValueError(f"{placed.path} has triangles of corners that are not there")
+    vertices = np.asarray(mesh.vertices, np.float64)[used]
+    if not np.isfinite(vertices).all():
+        raise ValueError(f"{placed.path} has corners at NaN or infinity")
+    faces = faces.reshape(-1, 3)
+    plain = lambda colour: np.broadcast_to(np.asarray(colour, np.float64)[:3], (len(faces), 3, 3))
+    if placed.colour is not None:
+        return _Model(vertices=vertices, faces=faces, colours=plain(placed.colour))
+    visual = mesh.visual
+    of_vertices = lambda values: np.asarray(values)[used][faces, :3] / 255
+    material = getattr(visual, "material", None)
+    image = getattr(material, "image", None) or getattr(material, "baseColorTexture", None)
+    tint = getattr(material, "baseColorFactor", None)  # of glTF, which multiplies by it
+    uv = getattr(visual, "uv", None)
+    texture = None
+    if image is not None and uv is not None:
+        uv = np.asarray(uv, np.float64)[used]
+        try:
+            texture = np.asarray(image.convert("RGB"), np.float64) / 255
+        except Exception as error:  # as in `_read`
+            raise ValueError(f"{placed.path} has a texture that cannot be read: {error}") from None
+    beside = None if material is None else visual.vertex_attributes.get("color")
+    if beside is not None:
+        colours = of_vertices(needed("trimesh.visual.color").to_rgba(beside))
+        colours = colours if tint is None else colours * plain(tint / 255)
+    elif visual.kind == "vertex":
+        colours = of_vertices(visual.vertex_colors)
+    elif visual.kind == "face":
+        colours = np.repeat(np.asarray(visual.face_colors)[:, None, :3] / 255, 3, axis=1)
+    elif texture is not None:
+        colours = plain((1, 1, 1) if tint is None else tint / 255)
+    elif (said := getattr(material, "diffuse", tint)) is not None:
+        colours = plain(said / 255)
+    elif placed.bare is not None:
+        colours = plain(placed.bare)
+    else:
+        raise ValueError(f"{placed.path} has no texture and no colours: give it a colour")
+    return _Model(vertices=vertices, faces=faces, colours=colours, uv=uv, texture=texture)
 
 
 def _middle(points: np.ndarray, steps: int = 1000) -> np.ndarray:

@@ -32,6 +32,8 @@ VIEWS = {
     "views-duck": "a textured model of a duck, with cameras and depth (fetched; needs pellucid[views])",
     "views-still": "a still life of five models, with cameras and depth (fetched; needs pellucid[views])",
 }
+MESH = "mesh:"
+"""Before the path of a model's file: a scene of a user's own."""
 LENGTHS: dict[Split, int] = {"train": 64, "val": 8, "test": 16}
 """Views in each split."""
 SAMPLES = 4
@@ -68,9 +70,9 @@ def rendered(
     seed: int = 0,
     limit: int | None = None,
 ) -> Views:
-    """A scene of `VIEWS`, rendered now or kept from before below the cache folder.
+    """A scene of `VIEWS`, or of a model (`MESH` and its path), rendered now or kept from before below the cache folder.
 
-    Raises ValueError where its models cannot be fetched or the packages that read them are missing.
+    Raises ValueError where its models cannot be fetched or read, or the packages that read them are missing.
     """
     if channels not in (1, 3):
         raise ValueError(f"channels is {channels}: use 3 for colour or 1 for grey")
@@ -80,11 +82,12 @@ def rendered(
     scene = FORWARD if name == "views-forward" else AROUND
     assert scene.focal is not None
     cameras = cameras_of(scene, seed=seed, split=split, count=count)
-    key = f"{name}-v{_VERSION}-{split}-{size}-{seed}-{count}"
+    called, tracer = _scene(name)
+    key = f"{called}-v{_VERSION}-{split}-{size}-{seed}-{count}"
     place = cache_folder() / "views" / f"{key}.npz"
     kept = _kept(place, (count, size, size))
     if kept is None:
-        kept = render(_tracer(name), cameras, scene.focal, size, white=scene.background == "white")
+        kept = render(tracer(), cameras, scene.focal, size, white=scene.background == "white")
         _keep(place, *kept)
     pixels, depth = kept
     if channels == 1:
@@ -148,14 +151,16 @@ def _traced(trace: Trace, origins: np.ndarray, directions: np.ndarray) -> tuple[
     return np.concatenate([colour for colour, _ in parts]), np.concatenate([far for _, far in parts])
 
 
-def _tracer(name: str) -> Trace:
-    if name == "views-boxes":
-        return Boxes(THING)
-    if name == "views-forward":
-        return Boxes(ROOM)
-    from pellucid.data.meshes import Meshes, arrangement
+def _scene(name: str) -> tuple[str, Callable[[], Trace]]:
+    """What stands for a scene where its pictures are kept, and what makes its `Trace`."""
+    if name in ("views-boxes", "views-forward"):
+        return name, lambda: Boxes(THING if name == "views-boxes" else ROOM)
+    from pellucid.data.meshes import Meshes, arrangement, contents, own
 
-    return Meshes(arrangement(name))
+    if name.startswith(MESH):
+        placed = own(name.removeprefix(MESH))
+        return f"mesh-{contents(placed)}", lambda: Meshes([placed])
+    return name, lambda: Meshes(arrangement(name))
 
 
 def _kept(place: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:

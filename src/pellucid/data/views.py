@@ -329,13 +329,14 @@ class ViewsSource:
                 camera = _rigid(entry.get("transform_matrix"))
                 header = inspect(path)
                 focal, away = _focal({**meta, **entry}, header)
+                lens = [_real({**meta, **entry}, k) for k in ("k1", "k2", "p1", "p2")]
             except BadImage as error:
                 self.faults.append((name, f"{place}: {error.reason}"))
             except ValueError as error:
                 self.faults.append((name, f"{place}: {error}"))
             else:
                 off = max(off, away)
-                bent = max(bent, *(abs(_real({**meta, **entry}, k) or 0.0) for k in ("k1", "k2", "p1", "p2")))
+                bent = max(bent, *(abs(value or 0.0) for value in lens))
                 own = declared.get(os.path.normpath(name), split)
                 yield (
                     place,

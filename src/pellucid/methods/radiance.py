@@ -118,8 +118,9 @@ class ViewConfig:
 
     def space(self) -> Space:
         return Space(
-            near=self.near, far=self.far, forward=self.forward, contracted=self.surroundings, focal=self.focal
-        )
+            near=self.near, far=self.far, forward=self.forward, contracted=self.surroundings,
+            reach=self.radius + self.far, focal=self.focal,
+        )  # fmt: skip
 
 
 class Radiance(Method):

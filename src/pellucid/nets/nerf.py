@@ -267,15 +267,25 @@ class Space:
     contracted: bool = False
     """All of the world about the origin: half of the cube is for the ball, and what lies beyond is drawn together into
     the other half (Barron et al., "Mip-NeRF 360", 2022, eq. 10)."""
+    reach: float = 1e6
+    """Distance from the origin beyond which no ray goes, and nothing is said of the field (contracted)."""
     focal: float = 1.0
     """Of the camera of those coordinates (forward)."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.near < self.far or self.bound <= 0 or self.focal <= 0:
+        if not 0 < self.near < self.far or min(self.bound, self.focal, self.reach) <= 0:
             raise ValueError(
-                f"near is {self.near} and far {self.far}, bound {self.bound} and focal {self.focal}: all above 0, and "
-                f"near before far"
+                f"near is {self.near} and far {self.far}, bound {self.bound}, focal {self.focal} and reach "
+                f"{self.reach}: all above 0, and near before far"
             )
+
+    @property
+    def edge(self) -> float:
+        """How far from the middle of the cube the field counts, where that is no matter of direction (not forward)."""
+        if not self.contracted:
+            return 1.0
+        far = self.reach / self.bound
+        return 1 - 0.5 / far if far > 1 else far / 2
 
     def inside(self, points: Tensor) -> Tensor:
         """Points of the world (..., 3) -> of the field's cube."""
@@ -292,11 +302,12 @@ class Space:
         return torch.cat([wide / 1.5, 2 * share - 1], -1)
 
     def outside(self, points: Tensor) -> Tensor:
-        """Points of the field's cube (..., 3) -> of the world: what `inside` undoes."""
+        """Points of the field's cube (..., 3) -> of the world: what `inside` undoes, up to `reach`."""
         if self.contracted:
             length = 2 * points.norm(dim=-1, keepdim=True)
-            far = 1 / ((2 - length).clamp(min=1e-6) * length.clamp(min=1e-6))
-            return 2 * points * torch.where(length <= 1, torch.ones_like(far), far) * self.bound
+            reached = length.clamp(max=2 * self.edge)
+            far = torch.where(reached <= 1, reached, 1 / (2 - reached))
+            return 2 * points * (far / length.clamp(min=1e-6)) * self.bound
         if not self.forward:
             return points * self.bound
         share = (points[..., 2:] + 1) / 2

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pellucid.config import from_json, to_json
 from pellucid.data.views import Scene, unseen
 from pellucid.methods.base import Method
+from pellucid.methods.radiance import ViewConfig
 from pellucid.methods.registry import METHODS
 from pellucid.nets.unet import UNetConfig
 from pellucid.train.trainer import StageConfig, TrainConfig
@@ -38,7 +39,7 @@ class DataSpec:
     """Where the pictures come from, and what training sees of them."""
 
     spec: str
-    """A name (scenes, emoji, clipart, fashion, photos), a folder, a parquet or tar file, or hf:NAME."""
+    """A name (scenes, emoji, clipart, fashion, photos), a folder, a parquet or tar file, hf:NAME, or mesh:FILE."""
     size: int
     channels: int = 3
     class_names: tuple[str, ...] = ()
@@ -120,7 +121,8 @@ def recipe(
     `steps`, `batch_size` and `flip=False` hold for every stage, whatever the recipe says of it. `pretrained` is an
     autoencoder in place of the one that the recipe would train.
 
-    Raises ValueError where the name or the scale is unknown, or the recipe has no autoencoder to take the place of.
+    Raises ValueError where the name or the scale is unknown, the recipe has no autoencoder to take the place of, or it
+    learns a scene and would mirror its views.
     """
     known = recipes()
     if name not in known:
@@ -146,12 +148,14 @@ def recipe(
         k: None for k, v in train.items() if k in ("steps", "batch_size") or (k == "flip" and not v)
     }
     stages = {stage: replace(own, **everywhere) for stage, own in training.stages.items()}
-    return Recipe(
-        method=method,
-        scale=scale,
-        config=config,
-        data=data,
-        train=replace(training, **{"stages": stages} | train),
+    return _as_seen(
+        Recipe(
+            method=method,
+            scale=scale,
+            config=config,
+            data=data,
+            train=replace(training, **{"stages": stages} | train),
+        )
     )
 
 
@@ -159,8 +163,8 @@ def changed(made: Recipe, settings: Mapping[str, str]) -> Recipe:
     """A recipe with fields of its config or its training set to other values, given as text.
 
     ("regions", "5"), ("unet.base", "32"), ("lr", "3e-4"), ("stages.coarse.steps", "50"): values as JSON, anything
-    else a string. Raises ValueError where there is no such field or the value is not one of its kind; which stages
-    there are is known when training starts.
+    else a string. Raises ValueError where there is no such field, the value is not one of its kind, or views would be
+    mirrored; which stages there are is known when training starts.
     """
     data = to_json(made)
     for name, text in settings.items():
@@ -180,7 +184,17 @@ def changed(made: Recipe, settings: Mapping[str, str]) -> Recipe:
             place[last] = json.loads(text)
         except ValueError:
             place[last] = text
-    return recipe_from_json(data, "the recipe")
+    return _as_seen(recipe_from_json(data, "the recipe"))
+
+
+def _as_seen(made: Recipe) -> Recipe:
+    """The recipe. A ValueError where it learns a scene from views and mirrors them."""
+    flips = made.train.flip or any(stage.flip for stage in made.train.stages.values())
+    if flips and isinstance(getattr(made.config, "view", None), ViewConfig):
+        raise ValueError(
+            f"{made.method} learns one scene from views, and a mirrored view is of another scene: leave flip out"
+        )
+    return made
 
 
 def build(made: Recipe) -> Method:

@@ -28,7 +28,7 @@ def photographs(setting: Setting, spec: str, split: str) -> Photographs:
     found = Photographs.of(data_for(setting, spec, split))
     if found.cameras is None:
         raise ValueError(
-            f"{spec} has no cameras to score against: give views-boxes, views-forward, or a folder with a "
+            f"{spec} has no cameras to score against: give views-boxes, views-forward, mesh:FILE, or a folder with a "
             f"transforms.json"
         )
     return found
