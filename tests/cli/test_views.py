@@ -751,7 +751,7 @@ def test_the_viewer_starts_says_where_and_ends(scene_run, tmp_path):
         assert told is None or told["address"] == address
     finally:
         running.send_signal(signal.SIGINT)
-        _, errors = running.communicate(timeout=30)
+        _, errors = running.communicate(timeout=120)
     assert running.returncode == 130
     assert "Traceback" not in errors
 

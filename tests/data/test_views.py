@@ -1048,3 +1048,13 @@ def test_photographs_of_one_lens_have_its_focal_length(tmp_path, films, known):
     assert scene.focal == (pytest.approx(26 / 43.27 * 60 / 36, rel=1e-3) if known else None)
     told = "\n".join(examine(folder, views=True).lines())
     assert ("focal length 1.00 sides of the square, by EXIF" in told) == known
+
+
+def test_held_out_views_are_not_the_training_views_moved():
+    """How far each is from the nearest view of training differs, as it does for places at random."""
+    axes = lambda split, n: cameras_of(AROUND, seed=0, split=split, count=n)[:, :3, 2]
+    train, held = axes("train", 64), axes("test", 200)
+    nearest = np.degrees(np.arccos(np.clip(held @ train.T, -1, 1))).min(1)
+    assert nearest.min() < 2
+    assert nearest.max() > 7
+    assert np.array_equal(axes("test", 16), held[:16])

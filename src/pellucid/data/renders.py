@@ -40,7 +40,7 @@ SAMPLES = 4
 """Rays of a pixel along each axis."""
 ELEVATION = (10.0, 60.0)
 """Degrees above the horizon between which cameras around a thing stand."""
-_VERSION = 1  # of the pictures: part of their fingerprint
+_VERSION: dict[Split, int] = {"train": 1, "val": 2, "test": 2}  # of the pictures: part of their fingerprint
 _PLASTIC = 1.32471795724474602596  # the real root of x^3 = x + 1
 _STEPS = 1 / np.array([_PLASTIC, _PLASTIC**2])
 """By which azimuth and elevation go on from view to view."""
@@ -83,7 +83,7 @@ def rendered(
     assert scene.focal is not None
     cameras = cameras_of(scene, seed=seed, split=split, count=count)
     called, tracer = _scene(name)
-    key = f"{called}-v{_VERSION}-{split}-{size}-{seed}-{count}"
+    key = f"{called}-v{_VERSION[split]}-{split}-{size}-{seed}-{count}"
     place = cache_folder() / "views" / f"{key}.npz"
     kept = _kept(place, (count, size, size))
     if kept is None:
@@ -99,8 +99,10 @@ def rendered(
 def cameras_of(scene: Scene, *, seed: int, split: Split, count: int) -> np.ndarray:
     """The first cameras of a split, (count, 4, 4).
 
-    Around a thing they look at the origin from `scene.radius` away, azimuth and elevation (`ELEVATION`) spread evenly:
-    a Kronecker sequence from a random start, so that the first views are as even as all of them.
+    Around a thing they look at the origin from `scene.radius` away, azimuth and elevation uniform (`ELEVATION`). Those
+    to learn from are spread evenly: a Kronecker sequence from a random start, so that the first views are as even as
+    all of them. Those held out are drawn one by one: another such sequence would be the first one, moved, and each of
+    its views as far from the nearest of training as all the others.
     Facing forward they stand uniformly in a box about the origin and look near a point ahead.
     """
     index = np.arange(count)
@@ -108,8 +110,11 @@ def cameras_of(scene: Scene, *, seed: int, split: Split, count: int) -> np.ndarr
         u = 2 * Draws(seed, split, index).uniform(6).astype(np.float64) - 1
         eye, target = (torch.from_numpy(v) for v in (u[:, :3] * _WINDOW, _AIM + u[:, 3:] * _WANDER))
         return look_at(eye, target, up=torch.tensor([0.0, 1.0, 0.0], dtype=eye.dtype)).numpy()
-    start = Draws(seed, split, np.zeros(1)).uniform(2).astype(np.float64)
-    across, high = ((start + index[:, None] * _STEPS) % 1).T
+    if split == "train":
+        start = Draws(seed, split, np.zeros(1)).uniform(2).astype(np.float64)
+        across, high = ((start + index[:, None] * _STEPS) % 1).T
+    else:
+        across, high = Draws(seed, split, index).uniform(2).astype(np.float64).T
     azimuth = 2 * np.pi * across
     elevation = np.radians(ELEVATION[0] + (ELEVATION[1] - ELEVATION[0]) * high)
     return on_sphere(torch.from_numpy(azimuth), torch.from_numpy(elevation), scene.radius).numpy()

@@ -106,7 +106,7 @@ def training(scale: Scale) -> TrainConfig:
         )
     if scale == "cpu":
         return TrainConfig(
-            steps=3500, batch_size=16, lr=1e-2, ema_decay=0.99, warmup=200, decay=0.3, flip=False, log_every=25,
+            steps=2500, batch_size=16, lr=1e-2, ema_decay=0.99, warmup=200, decay=0.3, flip=False, log_every=25,
             sample_every=0, checkpoint_every=500, keep_last=20,
         )  # fmt: skip
     if scale == "gpu":
