@@ -186,7 +186,7 @@ def course(
         share = axes.twinx()
         share.plot(steps, smooth([line["accuracy"] for line in lines]), color="tab:orange")
         share.plot(steps, [line["used"] / CANDIDATES for line in lines], color="tab:green", lw=0.8)
-        share.set(ylim=(0, 1.05), ylabel="classifier (orange), candidates in use (green)")
+        share.set(ylim=(0, 1.05), ylabel="classifier (orange), used (green)")
     return drawn(figure, setting.pictures / f"{name}.png")
 
 
