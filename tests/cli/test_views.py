@@ -740,6 +740,7 @@ def test_the_viewer_starts_says_where_and_ends(scene_run, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells' background jobs ignore it
     )
     try:
         for line in running.stdout:
@@ -751,7 +752,11 @@ def test_the_viewer_starts_says_where_and_ends(scene_run, tmp_path):
         assert told is None or told["address"] == address
     finally:
         running.send_signal(signal.SIGINT)
-        _, errors = running.communicate(timeout=120)
+        try:
+            _, errors = running.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            raise
     assert running.returncode == 130
     assert "Traceback" not in errors
 
