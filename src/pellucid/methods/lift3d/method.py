@@ -255,20 +255,24 @@ class Lift3D(Radiance):
     def read(self, x: Tensor, rng: torch.Generator, **controls: Any) -> dict[str, Tensor]:
         """From where pictures (B, C, H, W) were taken, and what the field shows from there; see `readouts`."""
         use = resolve(self.controls, controls, reading=True)
-        poses = self.poses_of(x, rng)
-        return self._described(self.refined(self.best(poses), x, use["refine"], rng), poses.scores, use)[1]
+        return self._described(*self.located(x, use["refine"], rng), use)[1]
 
     def poses_of(self, x: Tensor, rng: torch.Generator) -> Poses:
         """Cameras and scores of pictures (B, C, H, W), under a little noise."""
         t = torch.full((len(x),), READ_AT if self.config.noisy else 0.0, device=x.device)
         return self.posed(self.noised(x, t, rng) if self.config.noisy else x, t)
 
+    def located(self, x: Tensor, refine: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """From where pictures (B, C, H, W) were taken, (B, 4, 4), by one pass and so many steps of refining; and the
+        pass's scores (B, M)."""
+        poses = self.poses_of(x, rng)
+        return self.refined(self.best(poses), x, refine, rng), poses.scores
+
     @torch.no_grad()
     def seen_from(self, batch: Batch, rng: torch.Generator, **controls: Any) -> Tensor:
         """The cameras (B, 4, 4) that are read of training pictures; nothing is rendered for them."""
         use = resolve(self.controls, controls, reading=True)
-        x = batch.x0.to(self.device)
-        return self.refined(self.best(self.poses_of(x, rng)), x, use["refine"], rng)
+        return self.located(batch.x0.to(self.device), use["refine"], rng)[0]
 
     def _described(
         self, cameras: Tensor, scores: Tensor | None, use: Mapping[str, Any]
@@ -305,9 +309,7 @@ class Lift3D(Radiance):
                 raise ValueError("image says where to look from, and cameras does too: give one of them")
             cameras, scores = use["cameras"].to(self.device).expand(n, -1, -1), None
         elif use["image"] is not None:
-            picture = self.given(use["image"], n)
-            poses = self.poses_of(picture, rng)
-            cameras, scores = self.refined(self.best(poses), picture, use["refine"], rng), poses.scores
+            cameras, scores = self.located(self.given(use["image"], n), use["refine"], rng)
         else:
             times = levels(use["num_steps"], table=self.config.steps)
             poses, passes = self.drawn(x_T, times, snapshots=use["snapshots"])
