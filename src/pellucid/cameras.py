@@ -136,6 +136,13 @@ def angles_of(cameras: Tensor) -> tuple[Tensor, Tensor]:
     return torch.atan2(y, x), torch.atan2(z, torch.hypot(x, y))
 
 
+def apart(a: Tensor, b: Tensor, radius: float) -> Tensor:
+    """How far cameras (*B, 4, 4) are from others: (*B), the square of their distance in radii, and half the sum of
+    squares between their rotations, which is about the square of a small angle in radians."""
+    turned = (a[..., :3, :3] - b[..., :3, :3]).square().sum((-2, -1)) / 2
+    return turned + (a[..., :3, 3] - b[..., :3, 3]).square().sum(-1) / radius**2
+
+
 def angle_between(a: Tensor, b: Tensor) -> Tensor:
     """The angle (*B), degrees, of the rotation from one (*B, 3, 3) to another; exact for small ones too."""
     between = a.transpose(-1, -2) @ b
@@ -166,7 +173,7 @@ def spiral(n: int, *, low: float, high: float, radius: float, turns: float = 2.0
 def between(a: Tensor, b: Tensor, n: int) -> Tensor:
     """n cameras (n, 4, 4) from a to b, (4, 4) each, ends included: evenly by the screw's rotation, and its distance
     from the origin; for cameras that look at the origin all between do, too."""
-    return _between(a, b, torch.linspace(0, 1, n, dtype=a.dtype, device=a.device))
+    return on_the_way(a, b, torch.linspace(0, 1, n, dtype=a.dtype, device=a.device))
 
 
 def along(cameras: Tensor, n: int) -> Tensor:
@@ -179,13 +186,13 @@ def along(cameras: Tensor, n: int) -> Tensor:
     for i, share in zip(first.tolist(), (at - first).tolist(), strict=True):
         near = share < 1e-9
         found.append(
-            cameras[i] if near else _between(cameras[i], cameras[i + 1], cameras.new_tensor([share]))[0]
+            cameras[i] if near else on_the_way(cameras[i], cameras[i + 1], cameras.new_tensor([share]))[0]
         )
     return torch.stack(found)
 
 
-def _between(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
-    """Cameras (S, 4, 4) so far, (S,) from 0 to 1, on the way from a to b."""
+def on_the_way(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
+    """Cameras (S, 4, 4) so far, (S,) from 0 to 1, on the way from a to b, (4, 4) each; below 0 and above 1 beyond."""
     turn = _axis_angle(b[:3, :3] @ a[:3, :3].T)
     turned = rotation(share[:, None] * turn)  # (n, 3, 3)
     whole = rotation(turn)

@@ -20,6 +20,7 @@ from pellucid.methods.radiance import Radiance
 from pellucid.metrics.cameras import Similarity, aligned, camera_errors
 from pellucid.metrics.distribution import Extractor, perceptual
 from pellucid.metrics.image import psnr, ssim
+from pellucid.types import Batch
 
 AT_ONCE = 64
 """Pictures that an encoder reads at a time."""
@@ -54,8 +55,11 @@ class Photographs:
     @classmethod
     def of(cls, *parts: Dataset, limit: int | None = None) -> Photographs:
         """All pictures of some data sets, or the first `limit`; cameras where every one of them has its own."""
-        batches, left = [], sum(map(len, parts)) if limit is None else limit
+        batches: list[Batch] = []
+        left = sum(map(len, parts)) if limit is None else limit
         for data in parts:
+            if batches and not left:
+                break
             batches.append(data.batch(np.arange(min(left, len(data)))))
             left -= len(batches[-1])
         known = all("camera" in b.truth and "focal" in b.truth for b in batches)

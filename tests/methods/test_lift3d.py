@@ -10,12 +10,12 @@ import torch
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
-from pellucid.cameras import angle_between, angles_of, on_sphere, pixels, rays
+from pellucid.cameras import angle_between, angles_of, apart, on_sphere, pixels, rays
 from pellucid.data.catalog import open_data
 from pellucid.data.views import Scene
 from pellucid.methods.base import CollapseError
 from pellucid.methods.baselines.nerf import NeRF, NeRFConfig
-from pellucid.methods.lift3d.poses import Candidates, Single, moved, sectors
+from pellucid.methods.lift3d.poses import Candidates, Poses, Single, moved, sectors
 from pellucid.methods.radiance import FOCAL_RATE, ViewConfig, chosen_rays, telling_rays
 from pellucid.nets.nerf import Baked, FieldConfig, Space, make_field, render
 from pellucid.process.samplers import ddim_step, path
@@ -36,10 +36,10 @@ def pictures(n: int, seed: int = 1) -> torch.Tensor:
     return torch.rand(n, 3, 16, 16, generator=rng(seed)) * 2 - 1
 
 
-def lift(**poses):
+def lift(name="lift3d", *, imagined=0, **poses):
     """A tiny model whose field is no fog and whose candidates differ from picture to picture."""
-    made = recipe("lift3d", "tiny", SPEC)
-    config = replace(made.config, poses=replace(made.config.poses, **poses))
+    made = recipe(name, "tiny", SPEC)
+    config = replace(made.config, poses=replace(made.config.poses, **poses), imagined=imagined)
     torch.manual_seed(3)
     method = build(replace(made, config=config))
     for p in method.parameters():
@@ -231,7 +231,7 @@ def test_losers_learn_nothing_and_scores_learn_from_who_won_alone():
     won = []
     pick = method.winners
     method.winners = lambda *given: won.append(pick(*given)) or won[-1]
-    (stage,) = method.stages()
+    stage = method.stages()[0]
     ((players, terms),) = list(stage.losses(Batch(x0=pictures(6)), rng()))
     assert set(players) == set(stage.players)
     poses, (best,) = heard["poses"], won
@@ -250,7 +250,7 @@ def test_losers_learn_nothing_and_scores_learn_from_who_won_alone():
 
 def test_offsets_of_candidates_that_never_win_stay_where_they_are():
     method = lift()
-    (stage,) = method.stages()
+    stage = method.stages()[0]
     method.winners = lambda cameras, x0, rng: torch.full((len(x0),), 5)
     ((_, terms),) = list(stage.losses(Batch(x0=pictures(4)), rng()))
     terms["denoise"].backward()
@@ -262,8 +262,8 @@ def test_offsets_of_candidates_that_never_win_stay_where_they_are():
 
 
 def test_one_camera_has_no_classifier():
-    method = build(recipe("lift3d-single", "tiny", SPEC))
-    (stage,) = method.stages()
+    method = lift("lift3d-single")
+    stage = method.stages()[0]
     ((_, terms),) = list(stage.losses(Batch(x0=pictures(2)), rng()))
     assert set(terms) == {"denoise"}
     assert method.readouts["scores"].shape == (1,)
@@ -272,7 +272,7 @@ def test_one_camera_has_no_classifier():
 def test_an_autoencoder_sees_no_noise():
     said = []
     for noisy in (True, False):
-        method = build(recipe("lift3d" if noisy else "lift3d-clean", "tiny", SPEC))
+        method = lift("lift3d" if noisy else "lift3d-clean")
         seen = []
         inner = method.posed
         method.posed = lambda x, t, seen=seen, inner=inner: (seen.append((x, t)), inner(x, t))[1]
@@ -453,7 +453,7 @@ def test_twice_the_focal_length_shows_the_middle_twice_as_large(name):
 
 def test_a_collapse_is_said_after_patience_alone():
     method = lift()
-    (stage,) = method.stages()
+    stage = method.stages()[0]
     patience = method.config.patience
 
     def after(step, *usage):
@@ -474,7 +474,7 @@ def test_a_collapse_is_said_after_patience_alone():
 )
 def test_a_classifier_that_is_certain_of_nothing_is_said(course, said):
     method = lift()
-    (stage,) = method.stages()
+    stage = method.stages()[0]
     method.course.copy_(torch.tensor(course))
     stage.seen.append(torch.cat([method.usage, method.course]))
     said_so = pytest.raises(
@@ -487,7 +487,7 @@ def test_a_classifier_that_is_certain_of_nothing_is_said(course, said):
 def test_the_spread_is_the_error_of_the_mean_picture():
     """Over many batches, the error of one picture for all views: their mean is the best such."""
     method = lift()
-    (stage,) = method.stages()
+    stage = method.stages()[0]
     x = pictures(64)
     for i in range(400):
         rows = torch.randint(len(x), (4,), generator=rng(i))
@@ -498,7 +498,7 @@ def test_the_spread_is_the_error_of_the_mean_picture():
 
 def test_use_is_that_of_the_batch_however_many_parts_it_comes_in():
     whole, parts = lift(), lift()
-    (a,), (b,) = whole.stages(), parts.stages()
+    a, b = whole.stages()[0], parts.stages()[0]
     won = torch.eye(12)[[0, 1, 1, 5]]
     with_course = lambda use: torch.cat([use, torch.zeros(3)])
     a.seen.append(with_course(won.mean(0)))
@@ -509,7 +509,7 @@ def test_use_is_that_of_the_batch_however_many_parts_it_comes_in():
 
 def test_use_is_followed_by_who_wins():
     method = lift()
-    (stage,) = method.stages()
+    stage = method.stages()[0]
     method.winners = lambda cameras, x0, rng: torch.full((len(x0),), 3)
     for i in range(300):
         ((_, terms),) = list(stage.losses(Batch(x0=pictures(1)), rng(i)))
@@ -564,7 +564,7 @@ VIEW = ViewConfig(
 def fitted(batch: Batch, config: NeRFConfig, steps: int) -> NeRF:
     torch.manual_seed(0)
     method = NeRF(config)
-    (stage,) = method.stages()
+    stage = method.stages()[0]
     optimizers = [torch.optim.Adam(ps, 2e-2) for ps in stage.players.values()]
     for step in range(steps):
         for optimizer in optimizers:
@@ -599,7 +599,7 @@ def test_learned_cameras_are_those_of_the_pictures_that_a_batch_names():
     method = NeRF(config)
     torch.testing.assert_close(method.cameras(torch.tensor([3, 9])), method.first.expand(2, 4, 4))
     batch = cube(30).map(lambda v: v[[4, 17, 4]])
-    (stage,) = method.stages()
+    stage = method.stages()[0]
     method.field.density.weight.data.normal_()
     for p in method.field.layers.parameters():
         p.data.normal_()
@@ -646,7 +646,7 @@ def test_a_focal_length_is_learned_where_it_is_asked_for(learned):
     method.field = solids()
     assert ("log_focal" in dict(method.named_parameters())) == learned
     assert ("log_focal" in dict(method.named_buffers())) != learned
-    (stage,) = method.stages()
+    stage = method.stages()[0]
     assert ("focal" in stage.players) == learned
     if learned:
         assert stage.players["focal"] == [method.log_focal]
@@ -686,7 +686,7 @@ def test_a_rendered_cube_is_the_cube():
 def test_by_views_of_much_noise_poses_learn_and_the_field_does_not(monkeypatch):
     method = lift()
     method = type(method)(replace(method.config, field_until=0.5))
-    (stage,) = method.stages()
+    stage = method.stages()[0]
     torch.nn.init.normal_(method.poses.offsets.weight)
 
     def learned(t: float) -> dict[str, float]:
@@ -716,7 +716,7 @@ def test_the_error_is_the_mean_over_all_views_whichever_teach():
     split.load_state_dict(whole.state_dict())
     x, errors = pictures(256), []
     for some in (whole, split):
-        (stage,) = some.stages()
+        stage = some.stages()[0]
         ((_, terms),) = list(stage.losses(Batch(x0=x), rng()))
         errors.append(terms["denoise"].item())
     assert errors[0] == pytest.approx(errors[1], rel=0.02)
@@ -729,7 +729,7 @@ PLAIN = DataSpec(spec="photographs", size=16, count=12)  # says nothing of its c
 
 
 def player_rates(made) -> dict[str, float]:
-    (stage,) = build(made).stages()
+    stage = build(made).stages()[0]
     factors = {**stage.rates, **made.train.stages[stage.name].lr_of}
     assert set(made.train.stages[stage.name].lr_of) <= set(stage.players)  # what the trainer insists on
     return {player: factors.get(player, 1.0) for player in stage.players}
@@ -786,7 +786,7 @@ def test_every_player_has_a_gradient_at_every_step(name):
     """Before the field has opened a focal length learns nothing; processes that add gradients up want zeros then."""
     made = changed(recipe(name, "tiny", PLAIN), {"view.opens": "10"})
     method = build(made)
-    (stage,) = method.stages()
+    stage = method.stages()[0]
     ((players, terms),) = list(stage.losses(Batch(x0=pictures(4), index=torch.arange(4)), rng()))
     assert set(players) == set(stage.players)
     sum(v for k, v in terms.items() if not k.startswith("_")).backward()
@@ -822,3 +822,106 @@ def test_scenes_are_not_split_among_processes(tmp_path):
     config = replace(made.train, parallel="fsdp")
     with pytest.raises(TrainingError, match=r"lift3d has weights that are asked for whole.*--parallel ddp"):
         train(build(made), open_data("views-boxes", size=16, limit=4), config, tmp_path / "run", meta={})
+
+
+# ---- views of the field's own
+
+
+@pytest.mark.parametrize("m", [1, 4, 12])
+def test_near_a_candidate_is_within_half_a_sector_and_in_the_band(m):
+    head = candidates(m, low=0.1, high=1.2)
+    angles = torch.rand(2, 500, generator=rng(), dtype=torch.float64)
+    there = on_sphere(6 * angles[0], 0.1 + 1.1 * angles[1], 2.5)
+    found = head.near(there, rng(2))
+    azimuth, elevation = angles_of(found)
+    # none is rolled, and all look at the middle
+    torch.testing.assert_close(found, on_sphere(azimuth, elevation, 2.5))
+    assert elevation.min() >= 0.1 - 1e-5
+    assert elevation.max() <= 1.2 + 1e-5
+    # a square of the sector's area, from the middle of one of its sides to the other
+    half = math.sqrt(2 * math.pi * (math.sin(1.2) - math.sin(0.1)) / m) / 2
+    up = elevation - angles_of(there)[1]
+    assert up.abs().max() <= half + 1e-5
+    assert up.abs().max() > 0.8 * min(half, 1.1)
+    assert torch.equal(found, head.near(there, rng(2)))
+
+
+def test_near_cameras_that_may_go_anywhere_is_on_their_way_to_each_other():
+    head = Single(4, first=torch.eye(4), hidden=8)
+    there = torch.eye(4).repeat(2, 1, 1)
+    there[1, 0, 3] = 1.0  # side by side, looking one way
+    found = torch.stack([head.near(there, rng(k)) for k in range(200)])
+    assert torch.equal(found[..., :3, :3], torch.eye(3).expand(200, 2, 3, 3))
+    across = found[:, :, 0, 3]
+    assert (found[:, :, 1:3, 3] == 0).all()
+    for i, at in enumerate((0.0, 1.0)):
+        assert (across[:, i] - at).abs().max() <= 0.5
+        assert across[:, i].min() < at - 0.4 < at + 0.4 < across[:, i].max()
+    assert torch.equal(head.near(there[:1], rng()), there[:1])  # one alone has nowhere to go
+
+
+@pytest.mark.parametrize("name", ["lift3d", "lift3d-clean", "lift3d-single"])
+def test_views_of_the_fields_own_teach_the_poses_alone(name):
+    method = lift(name, imagined=3)
+    ((_, terms),) = list(method.stages()[0].losses(Batch(x0=pictures(4)), rng()))
+    terms["imagined"].backward()
+    assert all(p.grad is None or not p.grad.any() for p in method.field.parameters())
+    heads = [method.poses.move] if name == "lift3d-single" else [method.poses.offsets, method.poses.scores]
+    assert all(head.weight.grad.abs().sum() > 0 for head in heads)
+
+
+def test_nothing_is_imagined_before_half_of_the_detail_is_there():
+    method = lift(imagined=3)
+    terms = lambda: next(method.stages()[0].losses(Batch(x0=pictures(4)), rng()))[1]
+    for opened, there in ((0.49, False), (0.5, True)):
+        method.field.open(opened)
+        assert ("imagined" in terms()) == there
+    method.config = replace(method.config, imagined=0)
+    assert "imagined" not in terms()
+
+
+def test_a_camera_that_is_read_rightly_is_no_error():
+    """Poses that say of every view the camera it was rendered from, as the second of three, and are sure of it."""
+    method = lift(imagined=3)
+    stage, rendered = method.stages()[0], []
+
+    class Knowing(torch.nn.Module):
+        def near(self, cameras, rng):
+            rendered.append(cameras)
+            return cameras
+
+    method.poses = Knowing()
+    far = on_sphere(torch.tensor(0.3), torch.tensor(1.2), 3.0)
+
+    def posed(x_t, t):
+        right = rendered[-1].repeat(len(x_t) // len(rendered[-1]), 1, 1)
+        cameras = torch.stack([far.expand_as(right), right, far.expand_as(right)], 1)
+        return Poses(cameras=cameras, scores=torch.tensor([0.0, 30.0, 0.0]).expand(len(x_t), 3))
+
+    method.posed = posed
+    cameras = on_sphere(torch.tensor([2.0, 3.0, 4.0]), torch.tensor([0.2, 0.5, 0.8]), 3.0)
+    assert stage._imagined(cameras, rng()).item() == pytest.approx(0.0, abs=1e-5)
+
+
+def test_an_encoder_learns_from_the_fields_views_to_read_its_scene():
+    """The field is fixed; no photograph is of any use, as all are noise."""
+    batch = cube(24)
+    scene = fitted(batch, NeRFConfig(size=20, view=VIEW), 150)
+    made = recipe("lift3d", "tiny", replace(PLAIN, size=20))
+    torch.manual_seed(0)
+    method = build(replace(made, config=replace(made.config, imagined=8, view=VIEW)))
+    method.field.load_state_dict(scene.field.state_dict())
+    stage, there = method.stages()[0], batch.truth["camera"].float()
+    optimizer = torch.optim.Adam(stage.players["poses"], 2e-3)
+
+    def off() -> float:
+        with torch.no_grad():
+            return float(apart(method.best(method.poses_of(batch.x0, rng())), there, 3.0).median())
+
+    before = off()
+    for step in range(150):
+        rows = torch.randint(24, (8,), generator=rng(step))
+        optimizer.zero_grad()
+        stage._imagined(there[rows], rng(step)).backward()
+        optimizer.step()
+    assert off() < before / 4

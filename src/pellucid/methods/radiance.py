@@ -199,6 +199,7 @@ class Radiance(Method):
         size: int | None = None,
         width: int | None = None,
         focal: Tensor | None = None,
+        samples: int | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Whole pictures from cameras (B, 4, 4): colour (B, C, H, W) in [-1, 1], depth (B, H, W) along the rays, and
         opacity (B, H, W), so many rays at a time as `budget` allows. `size` is that of the pictures by default; with a
@@ -206,13 +207,14 @@ class Radiance(Method):
         side = size or self.image_shape[-1]
         shape = (side, width or side)
         at = pixels(*shape, device=cameras.device)
-        many = max(1, self.view.budget // self.view.fine_samples)
+        samples = samples or self.view.fine_samples
+        many = max(1, self.view.budget // samples)
         colour = cameras.new_empty(len(cameras), len(at), self.image_shape[0])
         depth, opacity = (cameras.new_empty(len(cameras), len(at)) for _ in range(2))
         for i in range(len(cameras)):
             own = focal[i : i + 1] if focal is not None and focal.ndim else focal
             for rows in torch.arange(len(at), device=at.device).split(many):
-                seen = self.seen(cameras[i : i + 1], at[rows], self.view.fine_samples, None, focal=own)
+                seen = self.seen(cameras[i : i + 1], at[rows], samples, None, focal=own)
                 colour[i, rows], depth[i, rows], opacity[i, rows] = seen.colour, seen.depth, seen.opacity
         colour, depth, opacity = (v.unflatten(1, shape) for v in (colour.clamp(-1, 1), depth, opacity))
         return colour.permute(0, 3, 1, 2).contiguous(), depth, opacity

@@ -92,6 +92,10 @@ POSE_RATES: Mapping[Scale, float] = {"tiny": 0.1, "cpu": 0.03, "gpu": 0.1, "pape
 """Of the encoder, as a factor on the field's rate."""
 
 
+IMAGINED: Mapping[Scale, int] = {"tiny": 2, "cpu": 4, "gpu": 4, "paper": 0}
+"""Views of the field's own in each step."""
+
+
 def training(scale: Scale) -> TrainConfig:
     """Adam's rate is that of the field; poses have theirs by a factor, see `POSE_RATES`."""
     if scale == "tiny":
@@ -106,7 +110,7 @@ def training(scale: Scale) -> TrainConfig:
         )
     if scale == "cpu":
         return TrainConfig(
-            steps=2500, batch_size=16, lr=1e-2, ema_decay=0.99, warmup=200, decay=0.3, flip=False, log_every=25,
+            steps=2500, batch_size=16, lr=1e-2, ema_decay=0.99, warmup=200, decay=0.5, flip=False, log_every=25,
             sample_every=0, checkpoint_every=500, keep_last=20,
         )  # fmt: skip
     if scale == "gpu":
@@ -127,6 +131,7 @@ def lift3d(
     candidates: int = 12,
     single: bool = False,
     noisy: bool = True,
+    imagined: bool = True,
     **poses: Any,
 ) -> tuple[str, Lift3DConfig, TrainConfig]:
     """Ours; `poses` are fields of `PoseConfig`. A scene that cameras look into has one camera for each picture."""
@@ -150,6 +155,7 @@ def lift3d(
         # Measured at scale cpu, see results.md; the paper does neither
         low_share=0.75 if noisy and scale != "paper" else 0.0,
         field_until=0.2 if noisy and scale != "paper" else 1.0,
+        imagined=IMAGINED[scale] if imagined else 0,
     )
     return "lift3d", config, with_rates(training(scale), "lift", poses=POSE_RATES[scale])
 

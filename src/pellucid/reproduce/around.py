@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +15,7 @@ from pellucid.methods.baselines.nerf import NeRF
 from pellucid.methods.lift3d.method import Lift3D
 from pellucid.methods.radiance import Radiance
 from pellucid.process.schedule import levels
-from pellucid.recipes import build
+from pellucid.recipes import Recipe, build
 from pellucid.reproduce.generate import extractor
 from pellucid.reproduce.harness import (
     Report,
@@ -38,28 +41,34 @@ from pellucid.train.log import read_log
 from pellucid.train.preview import grid, save_png
 from pellucid.view_scores import Found, Photographs, found, scored, similarity
 
-ROWS = {
-    "NeRF, poses given": "nerf",
-    "Lift3D": "lift3d",
-    "Lift3D without noise (autoencoder)": "lift3d-clean",
-    "Lift3D, one camera (algorithm 3)": "lift3d-single",
-    "NeRF-- (poses as parameters)": "nerf--",
+Network = tuple[str, dict[str, Any]]
+"""A recipe, and the fields of its config that are others."""
+
+OURS = "Lift3D"
+PLAIN = {"imagined": 0}
+AUTOENCODER = "autoencoder (no noise, nothing imagined)"
+ROWS: dict[str, Network] = {
+    "NeRF, poses given": ("nerf", {}),
+    OURS: ("lift3d", {}),
+    "Lift3D, nothing imagined": ("lift3d", PLAIN),
+    "Lift3D without noise": ("lift3d-clean", {}),
+    AUTOENCODER: ("lift3d-clean", PLAIN),
+    "Lift3D, one camera (algorithm 3)": ("lift3d-single", {}),
+    "NeRF-- (poses as parameters)": ("nerf--", {}),
 }
 PAPER = {
     "NeRF, poses given": {"PSNR": "28.98 car, 25.44 Lego, 22.12 drums"},
-    "Lift3D": {"PSNR": "26.43 car, 21.38 Lego, 18.65 drums"},
+    OURS: {"PSNR": "26.43 car, 21.38 Lego, 18.65 drums"},
     "NeRF-- (poses as parameters)": {"PSNR": "fails on all three"},
 }
 GOALS = {
     "NeRF, poses given": -5.0,
-    "Lift3D without noise (autoencoder)": 4.0,
+    AUTOENCODER: 4.0,
     "Lift3D, one camera (algorithm 3)": 4.0,
 }
 """By how many dB ours should lie above a row, at the least."""
 NEAR_ENOUGH = 15.0
 """Degrees by which half of the held-out cameras may be off."""
-CANDIDATES = 12
-"""Of the recipes."""
 SMOOTHED = 9
 MOMENTS = 5
 """Checkpoints that the picture of poses over training shows, at most."""
@@ -81,29 +90,31 @@ def compared(
     *,
     name: str,
     title: str,
-    rows: dict[str, str],
+    rows: Mapping[str, Network],
     paper: dict[str, dict[str, str]],
     goals: dict[str, float] | None = None,
 ) -> Report:
     """Train the rows' recipes on every data set, score held-out views and cameras, and draw them."""
     report = Report(name=name, title=title, columns=(), paper=paper)
-    chosen = setting.chosen(rows)
+    chosen = {
+        row: (recipe, changed_for(recipe) | more) for row, (recipe, more) in setting.chosen(rows).items()
+    }
     held_of = {spec: photographs(setting, spec, "test") for spec in setting.data}
     see = extractor(report, small=setting.scale == "tiny")
     report.columns = columns(see)
-    train_all(setting, [(recipe, changed_for(recipe)) for recipe in chosen.values()])
+    train_all(setting, chosen.values())
     refine = REFINED[setting.scale]
     for spec in setting.data:
         train, held = photographs(setting, spec, "train"), held_of[spec]
         for seed in setting.seeds:
             by_row: dict[str, Found] = {}
-            for row, recipe in chosen.items():
-                method, _ = trained(setting, recipe, spec, seed, changed=changed_for(recipe))
+            for row, (recipe, changed) in chosen.items():
+                method, _ = trained(setting, recipe, spec, seed, changed=changed)
                 assert isinstance(method, Radiance)
                 own = refine if isinstance(method, NeRF) else 0
                 by_row[row] = found(method, train, held, seed, refine=own)
                 report.add(spec, row, scored(by_row[row], train, held, (see,)))
-                if recipe == "lift3d":
+                if row == OURS:
                     better = found(method, train, held, seed, refine=refine, judge=False)
                     figures = scored(replace(better, chosen=None), train, held, (see,))
                     report.add(spec, f"  {row}, cameras refined", figures)
@@ -113,20 +124,21 @@ def compared(
             )
             if any(f.trained is not None for f in by_row.values()):
                 report.pictures.append(camera_figure(setting, f"{stem}-cameras-{seed}", by_row, train))
-            classified = [row for row, f in by_row.items() if f.candidates > 1]
-            if classified:
-                report.pictures.append(
-                    course(setting, f"{stem}-course-{seed}", classified, chosen, spec, seed)
-                )
-            if seed == setting.seeds[0] and "Lift3D" in chosen:
-                recipe = chosen["Lift3D"]
-                method, _ = trained(setting, recipe, spec, seed, changed=changed_for(recipe))
+            if classified := {row: f.candidates for row, f in by_row.items() if f.candidates > 1}:
+                runs = {
+                    row: (run_folder(setting, chosen[row][0], spec, seed, changed=chosen[row][1]), of)
+                    for row, of in classified.items()
+                }
+                report.pictures.append(course(setting, f"{stem}-course-{seed}", runs))
+            if seed == setting.seeds[0] and OURS in chosen:
+                recipe, changed = chosen[OURS]
+                method, made = trained(setting, recipe, spec, seed, changed=changed)
                 assert isinstance(method, Lift3D)
                 report.pictures.append(from_noise(setting, f"{stem}-noise", method))
-                report.pictures.append(
-                    over_training(setting, f"{stem}-training", chosen["Lift3D"], spec, seed, train)
-                )
-        report.notes += verdicts(report, spec, setting, goals or {})
+                run = run_folder(setting, recipe, spec, seed, changed=changed)
+                report.pictures.append(over_training(setting, f"{stem}-training", run, made, seed, train))
+        if OURS in chosen:
+            report.notes += verdicts(report, spec, setting, goals or {}, by_row[OURS].candidates)
     report.notes.append(
         "held-out views are seen from the camera that one pass reads of each (for given poses, from its own); 'cameras "
         f"refined': moved by {refine} steps of gradients through the field, as NeRF--'s are, which begin at the true "
@@ -137,55 +149,53 @@ def compared(
     return report
 
 
-def verdicts(report: Report, spec: str, setting: Setting, goals: dict[str, float]) -> list[str]:
+def verdicts(
+    report: Report, spec: str, setting: Setting, goals: dict[str, float], candidates: int
+) -> list[str]:
     """Every seed's figures, failures included: ours against the others, and whether goals are met."""
-    ours = report.rows.get((spec, "Lift3D"))
-    if ours is None:
-        return []
-    met = lambda yes: " (met)" * bool(goals and yes) + " (missed)" * bool(goals and not yes)
+    ours = report.rows[spec, OURS]
+    others = [row for of, row in report.rows if of == spec and row != OURS and not row.startswith(" ")]
+    met = lambda yes: " (met)" if yes else " (missed)"
     found = []
     for i, seed in enumerate(setting.seeds):
         told = [f"seed {seed}: PSNR {ours['psnr'][i]:.2f}"]
-        for row, least in GOALS.items():
-            other = report.rows.get((spec, row))
-            if other:
-                lead = ours["psnr"][i] - other["psnr"][i]
-                told.append(f"{lead:+.2f} dB to {row}" + met(lead >= goals.get(row, least)))
+        for row in others:
+            lead = ours["psnr"][i] - report.rows[spec, row]["psnr"][i]
+            told.append(f"{lead:+.2f} dB to {row}" + (met(lead >= goals[row]) if row in goals else ""))
         if "used" in ours:
             used = ours["used"][i]
-            told.append(f"{used:.0f} candidates used" + met(used >= CANDIDATES / 2))
+            told.append(f"{used:.0f} candidates used" + (met(used >= candidates / 2) if goals else ""))
         if "rotation" in ours:
             off = ours["rotation"][i]
-            told.append(f"rotation off by {off:.1f} degrees in the middle" + met(off < NEAR_ENOUGH))
+            told.append(
+                f"rotation off by {off:.1f} degrees in the middle" + (met(off < NEAR_ENOUGH) if goals else "")
+            )
         found.append(f"{spec}, " + ", ".join(told))
     if goals:
         wanted = ", ".join(f"{least:+g} dB to {row}" for row, least in goals.items())
         found.append(
-            f"goals: {wanted}, half of {CANDIDATES} candidates used, and half of the cameras within "
+            f"goals: {wanted}, half of {candidates} candidates used, and half of the cameras within "
             f"{NEAR_ENOUGH:g} degrees"
         )
     return found
 
 
-def course(
-    setting: Setting, name: str, rows: list[str], recipes: dict[str, str], spec: str, seed: int
-) -> str:
+def course(setting: Setting, name: str, runs: dict[str, tuple[Path, int]]) -> str:
     """Whether the classifier grows sure after the field shows something, or before: figures of training rays by step,
-    as medians of `SMOOTHED` log lines; a panel for each method."""
-    figure = blank(4.5 * len(rows), 3.2)
-    for i, row in enumerate(rows):
-        run = run_folder(setting, recipes[row], spec, seed, changed=changed_for(recipes[row]))
+    as medians of `SMOOTHED` log lines; a panel for each run, which come with how many candidates they have."""
+    figure = blank(4.5 * len(runs), 3.2)
+    for i, (row, (run, candidates)) in enumerate(runs.items()):
         lines = [line for line in read_log(run) if "accuracy" in line]
         steps = [line["step"] for line in lines]
         smooth = lambda values: [
             float(np.median(values[max(0, k - SMOOTHED + 1) : k + 1])) for k in range(len(values))
         ]
-        axes = figure.add_subplot(1, len(rows), i + 1)
+        axes = figure.add_subplot(1, len(runs), i + 1)
         axes.plot(steps, smooth([10 * math.log10(4 / line["denoise"]) for line in lines]), color="tab:blue")
         axes.set(xlabel="step", ylabel="PSNR of training rays, dB (blue)", title=row)
         share = axes.twinx()
         share.plot(steps, smooth([line["accuracy"] for line in lines]), color="tab:orange")
-        share.plot(steps, [line["used"] / CANDIDATES for line in lines], color="tab:green", lw=0.8)
+        share.plot(steps, [line["used"] / candidates for line in lines], color="tab:green", lw=0.8)
         share.set(ylim=(0, 1.05), ylabel="classifier (orange), used (green)")
     return drawn(figure, setting.pictures / f"{name}.png")
 
@@ -209,11 +219,9 @@ def from_noise(setting: Setting, name: str, method: Lift3D) -> str:
     return path.name
 
 
-def over_training(setting: Setting, name: str, recipe: str, spec: str, seed: int, train: Photographs) -> str:
-    """Figure 3.7: cameras of training views, candidates and those chosen, at some checkpoints of the run."""
-    changed = changed_for(recipe)
-    _, made = trained(setting, recipe, spec, seed, changed=changed)
-    folders = sorted(steps_of(run_folder(setting, recipe, spec, seed, changed=changed)))
+def over_training(setting: Setting, name: str, run: Path, made: Recipe, seed: int, train: Photographs) -> str:
+    """Figure 3.7: cameras of training views, candidates and those chosen, at some checkpoints of a recipe's run."""
+    folders = sorted(steps_of(run))
     spread = np.unique(np.linspace(0, len(folders) - 1, MOMENTS).round().astype(int))
     figure = blank(3.2 * len(spread), 6.0)
     for i, which in enumerate(spread):

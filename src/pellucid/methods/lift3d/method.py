@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from pellucid.cameras import apart
 from pellucid.methods.base import CollapseError, Stage, resolve
 from pellucid.methods.lift3d.poses import Candidates, Poses, Single
 from pellucid.methods.radiance import (
@@ -44,6 +45,12 @@ COLLAPSED_BELOW = 1.5
 """Fewer candidates than that are in use, by the exponential of their entropy, when poses have collapsed."""
 CERTAIN = 0.95
 """How often a classifier is right that has nothing more to learn."""
+IMAGINED_FROM = 0.5
+"""Of the field's detail, how much has to be let in before its own views teach the poses."""
+NOISES = 4
+"""Under how many noises each of those is read."""
+OFF_BY, CHOSEN = 1.5, 0.03
+"""Weights, of those views, of the error of the camera and of the classifier."""
 FLAT = 0.8
 """Of the spread of views about their mean, the error of a field that shows hardly more than that mean."""
 
@@ -102,6 +109,10 @@ class Lift3DConfig:
     field_until: float = 1.0
     """The latest time of a noisy view that teaches the field; by later ones the poses learn alone, as under much noise
     no camera can be right, and what is learned from wrong ones is blurred. 1: all teach it, as in the paper."""
+    imagined: int = 0
+    """Views of each step that the field itself shows, from cameras near those of as many photographs: as those are
+    known, the poses learn from them directly. They begin when half of the field's detail is there. The paper has none.
+    """
     steps: int = 100
     """Of the diffusion. Its betas are Ho et al.'s, larger by 1000 / steps, so that the last step is noise."""
     patience: int = 2000
@@ -126,6 +137,8 @@ class Lift3DConfig:
                 f"low_share is {self.low_share} and field_until {self.field_until}: a share from 0 to 1, and a time "
                 f"above 0, to 1"
             )
+        if self.imagined < 0:
+            raise ValueError(f"imagined is {self.imagined}; views of a step, or 0 for none")
         if self.patience < 0:
             raise ValueError(f"patience is {self.patience}; steps, or 0 for none")
         if self.steps < 21:
@@ -162,7 +175,7 @@ class Lift3D(Radiance):
         self.time = TimeModulator(self.encoder.widths, config.encoder.base)
         dim = config.encoder.stage_widths[-1] * (config.size // config.encoder.stride) ** 2
         poses, radius = config.poses, config.view.radius
-        self.poses: nn.Module
+        self.poses: Single | Candidates
         if poses.kind == "single":
             self.poses, self.candidates = Single(dim, first=self.first, hidden=poses.hidden), 1
         else:
@@ -383,7 +396,31 @@ class Lifting(Stage):
             use = F.one_hot(won, method.candidates).float().mean(0)
             self.seen.append(torch.cat([use, torch.stack([accuracy, terms["denoise"].detach(), spread])]))
             terms["_accuracy"], terms["_used"] = accuracy, in_use(method.usage)
+        if config.imagined and method.field.opened >= IMAGINED_FROM:
+            terms["imagined"] = self._imagined(cameras[: config.imagined].detach(), rng)
         yield tuple(self.players), terms
+
+    def _imagined(self, cameras: Tensor, rng: torch.Generator) -> Tensor:
+        """How far the poses are off in views of the field's own, from near cameras (B, 4, 4).
+
+        Of photographs an encoder learns a few dozen by heart; of these there are as many as one likes. Pictures of a
+        generator teach the network that inverts it so in GNeRF (Meng et al., 2021), and views of a field one that finds
+        cameras in LENS (Moreau et al., 2021).
+        """
+        method = self.method
+        cameras = method.poses.near(cameras, rng)
+        x0, _, _ = method.pictures(cameras, samples=method.view.samples)
+        t = torch.zeros(len(x0), device=x0.device)
+        if method.config.noisy:
+            # rendering is what takes long: each view serves under several noises, all as little as views are read under
+            cameras, x0 = cameras.repeat(NOISES, 1, 1), x0.repeat(NOISES, 1, 1, 1)
+            t = training_times(method.schedule, len(x0), rng, low_share=1.0).to(x0.device)
+            x0 = method.noised(x0, t, rng)
+        poses = method.posed(x0, t)
+        off = apart(poses.cameras, cameras[:, None], method.view.radius)  # (B, M)
+        nearest = off.argmin(1)  # the best of the candidates learns, here too
+        error = OFF_BY * _of_each(off, nearest).mean()
+        return error + CHOSEN * F.cross_entropy(poses.scores, nearest)
 
     def _error(
         self, cameras: Tensor, at: Tensor, there: Tensor, rng: torch.Generator, *, field_learns: bool

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pellucid.cameras import moved, on_sphere
+from pellucid.cameras import angles_of, moved, on_sphere, on_the_way
 from pellucid.nets.blocks import zeroed
 
 
@@ -75,7 +75,8 @@ class Candidates(nn.Module):
         hidden: int,
     ) -> None:
         super().__init__()
-        self.radius = radius
+        self.radius, self.low, self.high = radius, low, high
+        self.half_sector = math.sqrt(2 * math.pi * (math.sin(high) - math.sin(low)) / candidates) / 2
         span = sectors(candidates, low=low, high=high)
         size = span[..., 1] - span[..., 0]
         span = torch.stack([span[..., 0] - overlap * size, span[..., 1] + overlap * size], -1)
@@ -92,6 +93,14 @@ class Candidates(nn.Module):
         angle = first + share * (last - first)
         return Poses(cameras=on_sphere(angle[..., 0], angle[..., 1], self.radius), scores=self.scores(h))
 
+    def near(self, cameras: Tensor, rng: torch.Generator) -> Tensor:
+        """Cameras (B, 4, 4) anew, each within about half a sector of where it was to all sides."""
+        aside, up = _drawn(2, cameras, rng) * self.half_sector
+        azimuth, elevation = angles_of(cameras)
+        # near a pole the meridians are close together
+        azimuth = azimuth + aside / elevation.cos().clamp(min=0.3)
+        return on_sphere(azimuth, (elevation + up).clamp(self.low, self.high), self.radius)
+
 
 class Single(nn.Module):
     """One camera, turned from a first one by an axis-angle and moved by a translation, each three numbers."""
@@ -107,3 +116,15 @@ class Single(nn.Module):
     def forward(self, h: Tensor) -> Poses:
         move = self.move(self.trunk(h))
         return Poses(cameras=moved(self.first, move)[:, None], scores=move.new_zeros(len(h), 1))
+
+    def near(self, cameras: Tensor, rng: torch.Generator) -> Tensor:
+        """Cameras (B, 4, 4) anew, each up to half-way to another of them or as far away from it."""
+        share, others = _drawn(1, cameras, rng)[0] / 2, cameras.roll(1, 0)
+        way = (on_the_way(a, b, s[None])[0] for a, b, s in zip(cameras, others, share, strict=True))
+        return torch.stack(list(way))
+
+
+def _drawn(n: int, cameras: Tensor, rng: torch.Generator) -> Tensor:
+    """(n, B) numbers from -1 to 1."""
+    u = torch.rand(n, len(cameras), generator=rng, device=rng.device)
+    return 2 * u.to(cameras) - 1
