@@ -15,6 +15,7 @@ from pellucid.data.catalog import open_data
 from pellucid.data.views import Scene
 from pellucid.methods.base import CollapseError
 from pellucid.methods.baselines.nerf import NeRF, NeRFConfig
+from pellucid.methods.lift3d.method import Lift3D, PoseConfig
 from pellucid.methods.lift3d.poses import Candidates, Poses, Single, moved, sectors
 from pellucid.methods.radiance import FOCAL_RATE, ViewConfig, chosen_rays, telling_rays
 from pellucid.nets.nerf import Baked, FieldConfig, Space, make_field, render
@@ -925,3 +926,84 @@ def test_an_encoder_learns_from_the_fields_views_to_read_its_scene():
         stage._imagined(there[rows], rng(step)).backward()
         optimizer.step()
     assert off() < before / 4
+
+
+# ---- a world and the same inside out
+
+
+def two_worlds() -> Lift3D:
+    """A tiny model of a scene that cameras look into, before it is known which way round that is."""
+    made = recipe("lift3d-forward", "tiny", SPEC)
+    config = replace(
+        made.config,
+        imagined=0,
+        field_until=1.0,
+        poses=replace(made.config.poses, both_until=0.5),
+        view=replace(made.config.view, opens=10),
+    )
+    torch.manual_seed(0)
+    method = build(replace(made, config=config))
+    torch.nn.init.normal_(method.poses.move.weight, std=0.02)
+    return method
+
+
+def test_reversed_cameras_move_the_other_way_and_turn_as_they_like():
+    head = Single(4, first=torch.eye(4), hidden=8, both=True)
+    torch.nn.init.normal_(head.move.weight)
+    h = torch.randn(5, 4, generator=rng())
+    said = head(h)
+    place, other = said.cameras[:, 0, :3, 3], said.reversed[:, :3, 3]
+    torch.testing.assert_close(other, place * torch.tensor([-1.0, -1.0, 1.0]))
+    assert (angle_between(said.cameras[:, 0, :3, :3], said.reversed[:, :3, :3]) > 1).all()
+    head.turned.fill_(1.0)
+    again = head(h)
+    assert torch.equal(again.cameras[:, 0], said.reversed)
+    assert torch.equal(again.reversed, said.cameras[:, 0])
+    assert Single(4, first=torch.eye(4), hidden=8)(h).reversed is None
+
+
+def test_each_world_learns_from_its_own_half_of_the_pictures():
+    method = two_worlds()
+    stage = method.stages()[0]
+    ((_, terms),) = list(stage.losses(Batch(x0=pictures(8)), rng()))
+    terms["denoise"].backward()
+    for field in (method.field, method.rival):
+        assert any(p.grad.abs().sum() > 0 for p in field.parameters())
+    (rivals,) = stage.rivals
+    assert rivals[1::2].sum() == 8
+    assert rivals[1::2].min() > 0
+    # what both say together is the loss of the batch
+    assert rivals[::2].sum() / (8 * method.view.rays * 3) == pytest.approx(terms["denoise"].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("better", [0, 1])
+def test_the_world_that_shows_its_pictures_better_stays(better):
+    method = two_worlds()
+    stage, x = method.stages()[0], pictures(4)
+    fields = [{k: v.clone() for k, v in f.state_dict().items()} for f in (method.field, method.rival)]
+    before = method.poses_of(x, rng())
+    for step in range(5):
+        assert method.undecided
+        stage.rivals.append(torch.tensor([[1.0, 4.0, 2.0, 4.0], [2.0, 4.0, 1.0, 4.0]][better]))
+        stage.after_step(step)
+    assert not method.undecided
+    after = method.poses_of(x, rng())
+    assert torch.equal(after.cameras[:, 0], before.reversed if better else before.cameras[:, 0])
+    for name, value in method.field.named_parameters():
+        assert torch.equal(value, fields[better][name])
+    assert method.field.opened == pytest.approx(0.5)
+    terms = next(stage.losses(Batch(x0=x), rng()))[1]  # from now on there is one
+    terms["denoise"].backward()
+    assert all(not p.grad.any() for p in method.rival.parameters())
+    assert not stage.rivals
+    again = two_worlds()  # what a run continues with
+    again.load_state_dict(method.state_dict())
+    assert not again.undecided
+    assert torch.equal(again.poses_of(x, rng()).cameras, after.cameras)
+
+
+def test_there_is_one_world_about_a_thing():
+    with pytest.raises(ValueError, match=r"both_until is 0\.5 and kind candidates"):
+        PoseConfig(both_until=0.5)
+    assert build(recipe("lift3d", "tiny", SPEC)).rival is None
+    assert build(recipe("lift3d-single", "tiny", SPEC)).rival is None

@@ -180,15 +180,16 @@ class Radiance(Method):
         *,
         focal: Tensor | None = None,
         field: Ask | None = None,
+        skips: bool = True,
     ) -> Rendered:
         """What cameras (B, 4, 4) see at places (R, 2) or (B, R, 2) of their pictures; the rays (B R) in one batch.
 
-        `field` stands for the method's own, where it is given.
+        `field` stands for the method's own, where it is given; what is known to be empty is skipped unless told not to.
         """
         origins, directions = rays(cameras, self.focal if focal is None else focal, at)
         return render(
             field or self.field, self.space, origins.flatten(0, 1), directions.flatten(0, 1), samples,
-            background=self.view.background, rng=rng, occupancy=self.occupancy,
+            background=self.view.background, rng=rng, occupancy=self.occupancy if skips else None,
         )  # fmt: skip
 
     @torch.no_grad()

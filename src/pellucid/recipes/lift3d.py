@@ -92,7 +92,7 @@ POSE_RATES: Mapping[Scale, float] = {"tiny": 0.1, "cpu": 0.03, "gpu": 0.1, "pape
 """Of the encoder, as a factor on the field's rate."""
 
 
-IMAGINED: Mapping[Scale, int] = {"tiny": 2, "cpu": 4, "gpu": 4, "paper": 0}
+IMAGINED: Mapping[Scale, int] = {"tiny": 2, "cpu": 8, "gpu": 8, "paper": 0}
 """Views of the field's own in each step."""
 
 
@@ -148,7 +148,12 @@ def lift3d(
         size=data.size,
         channels=data.channels,
         encoder=encoder(scale, data),
-        poses=PoseConfig(kind=kind, candidates=1 if kind == "single" else candidates, **small | poses),
+        poses=PoseConfig(
+            kind=kind,
+            candidates=1 if kind == "single" else candidates,
+            both_until=0.5 if own.forward and scale != "paper" else 0.0,
+            **small | poses,
+        ),
         view=own,
         noisy=noisy,
         # most views get little noise, and only they teach the field: cameras are found sooner, and it is sharper.
@@ -199,7 +204,7 @@ RECIPES: Mapping[str, Maker] = {
     "lift3d": lift3d,
     "lift3d-forward": into,
     "lift3d-clean": partial(lift3d, noisy=False),
-    "lift3d-single": partial(lift3d, single=True),
+    "lift3d-single": partial(lift3d, single=True, imagined=False),
     "lift3d-4": partial(lift3d, candidates=4),
     "lift3d-8": partial(lift3d, candidates=8),
     "nerf": nerf,

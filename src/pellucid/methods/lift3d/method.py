@@ -9,13 +9,13 @@ taken from, and a radiance field seen from there is the clean view. Nothing but 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pellucid.cameras import apart
@@ -32,7 +32,7 @@ from pellucid.methods.radiance import (
 )
 from pellucid.nets.blocks import frozen
 from pellucid.nets.modulation import TimeModulator
-from pellucid.nets.nerf import Ask, Baked
+from pellucid.nets.nerf import Ask, Baked, Field, make_field
 from pellucid.nets.unet import Encoder, UNetConfig
 from pellucid.process.loss import diffuse
 from pellucid.process.samplers import ddim
@@ -77,6 +77,10 @@ class PoseConfig:
     pick_samples: int = 24
     pick_grid: int = 0
     """Points a side of the grid that stands for the field then; 0: the field is asked itself."""
+    both_until: float = 0.0
+    """Of a single camera, until so much of the field's detail is there: half of the pictures are seen in a second
+    field, by cameras that move the other way, and the field that shows its half better stays. 0: there is one, as in
+    the paper."""
 
     def __post_init__(self) -> None:
         if not -90 <= self.low < self.high <= 90:
@@ -90,6 +94,11 @@ class PoseConfig:
             raise ValueError(f"pick_grid is {self.pick_grid}; 0, or at least 2 points a side")
         if self.kind == "single" and self.candidates != 1:
             raise ValueError(f"candidates is {self.candidates} and kind single, of which there is 1")
+        if not 0 <= self.both_until <= 1 or (self.both_until and self.kind != "single"):
+            raise ValueError(
+                f"both_until is {self.both_until} and kind {self.kind}: a share of the field's detail, from 0 to 1, "
+                f"and only of a single camera"
+            )
         if self.overlap < 0 or self.score_weight < 0:
             raise ValueError(f"overlap is {self.overlap} and score_weight {self.score_weight}; 0 or more")
 
@@ -166,6 +175,7 @@ class Lift3D(Radiance):
     posed_by = "reading"
     usage: Tensor
     course: Tensor
+    rivalry: Tensor
 
     def __init__(self, config: Lift3DConfig) -> None:
         super().__init__(config.view, config.size, config.channels)
@@ -177,13 +187,19 @@ class Lift3D(Radiance):
         poses, radius = config.poses, config.view.radius
         self.poses: Single | Candidates
         if poses.kind == "single":
-            self.poses, self.candidates = Single(dim, first=self.first, hidden=poses.hidden), 1
+            head = Single(dim, first=self.first, hidden=poses.hidden, both=poses.both_until > 0)
+            self.poses, self.candidates = head, 1
         else:
             self.candidates = poses.candidates
             self.poses = Candidates(
                 dim, poses.candidates, low=math.radians(poses.low), high=math.radians(poses.high), radius=radius,
                 overlap=poses.overlap, hidden=poses.hidden,
             )  # fmt: skip
+        self.rival = make_field(config.view.field, config.channels) if poses.both_until else None
+        if self.rival is not None:
+            self.rival.open(float(self.field.opened))
+            # the errors of the field and of its rival; zeros once one has won
+            self.register_buffer("rivalry", torch.ones(2))
         self.register_buffer("usage", torch.full((self.candidates,), 1 / self.candidates))
         # the classifier's accuracy, the error of what is shown, and the spread of views about their mean
         self.register_buffer("course", torch.tensor([0.0, 0.0, 1.0]))
@@ -205,6 +221,17 @@ class Lift3D(Radiance):
         self.readouts = view_readouts(config.view) | {
             "scores": Readout(kind="shares", shape=(self.candidates,), help="which candidate the camera is")
         }
+
+    def scene(self) -> dict[str, list[nn.Parameter]]:
+        players = super().scene()
+        return players | {
+            "field": players["field"] + ([] if self.rival is None else list(self.rival.parameters()))
+        }
+
+    @property
+    def undecided(self) -> bool:
+        """Whether there still are two worlds, one the other turned inside out."""
+        return self.rival is not None and bool((self.rivalry > 0).all())
 
     def stages(self) -> tuple[Stage, ...]:
         return (Lifting(self),)
@@ -369,6 +396,8 @@ class Lifting(Stage):
         self.method = method
         self.seen: list[Tensor] = []
         """Of each part of a batch: the shares of the candidates, and what `Lift3D.course` holds."""
+        self.rivals: list[Tensor] = []
+        """Of each part, and each world: the sum of squares of views that teach it, and how many those are."""
         heads = [method.encoder, method.time, method.poses]
         self.players = method.scene() | {"poses": [p for part in heads for p in part.parameters()]}
 
@@ -384,10 +413,21 @@ class Lifting(Stage):
         won = method.winners(poses.cameras, x0, rng)
         at, there = chosen_rays(x0, method.view.rays, rng)
         cameras, teaches = _of_each(poses.cameras, won), t <= config.field_until
-        error = method.no_gradient()
-        for rows, learns in ((teaches, True), (~teaches, False)):
-            if rows.any():
-                error = error + self._error(cameras[rows], at[rows], there[rows], rng, field_learns=learns)
+        worlds = [(method.field, torch.ones_like(teaches))]
+        if method.undecided:
+            assert method.rival is not None
+            assert poses.reversed is not None
+            other = (torch.rand(len(x0), generator=rng, device=rng.device) < 0.5).to(x0.device)
+            cameras = torch.where(other[:, None, None], poses.reversed, cameras)
+            worlds = [(method.field, ~other), (method.rival, other)]
+        error, rivals = method.no_gradient(), []
+        for world, own in worlds:
+            rivals += [error.new_zeros(()), (own & teaches).sum().to(error)]
+            for learns in (True, False):
+                if (rows := own & (teaches == learns)).any():
+                    part = self._error(cameras[rows], at[rows], there[rows], rng, world, field_learns=learns)
+                    error = error + part
+                    rivals[-2] = part.detach() if learns else rivals[-2]
         terms = {"denoise": error / there.numel()}
         if method.candidates > 1:
             terms["scores"] = config.poses.score_weight * F.cross_entropy(poses.scores, won)
@@ -396,7 +436,10 @@ class Lifting(Stage):
             use = F.one_hot(won, method.candidates).float().mean(0)
             self.seen.append(torch.cat([use, torch.stack([accuracy, terms["denoise"].detach(), spread])]))
             terms["_accuracy"], terms["_used"] = accuracy, in_use(method.usage)
-        if config.imagined and method.field.opened >= IMAGINED_FROM:
+        if method.undecided:
+            self.rivals.append(torch.stack(rivals))
+            terms["_rivalry"] = method.rivalry[1] / method.rivalry[0]
+        elif config.imagined and method.field.opened >= IMAGINED_FROM:
             terms["imagined"] = self._imagined(cameras[: config.imagined].detach(), rng)
         yield tuple(self.players), terms
 
@@ -423,30 +466,62 @@ class Lifting(Stage):
         return error + CHOSEN * F.cross_entropy(poses.scores, nearest)
 
     def _error(
-        self, cameras: Tensor, at: Tensor, there: Tensor, rng: torch.Generator, *, field_learns: bool
+        self,
+        cameras: Tensor,
+        at: Tensor,
+        there: Tensor,
+        rng: torch.Generator,
+        field: Field,
+        *,
+        field_learns: bool,
     ) -> Tensor:
-        """The sum of squares between what cameras see at places of their pictures and what is there."""
+        """The sum of squares between what cameras see in a field, at places of their pictures, and what is there."""
         method = self.method
         focal = None if field_learns else method.focal.detach()
-        with nullcontext() if field_learns else frozen(method.field):
-            seen = method.seen(cameras, at, method.view.samples, rng, focal=focal)
+        with nullcontext() if field_learns else frozen(field):
+            seen = method.seen(
+                cameras, at, method.view.samples, rng, focal=focal, field=field, skips=field is method.field
+            )
         return (seen.colour.view_as(there) - there).square().sum()
 
     def after_step(self, step: int) -> None:
         method = self.method
         method.after_views(step)
+        if method.undecided:
+            self._settle(self._of_all(self.rivals, torch.sum))
         if method.candidates == 1:
             return
-        # of the whole batch, whoever computed its parts: all processes have to come to one conclusion
-        seen = torch.stack(self.seen).mean(0)
-        self.seen.clear()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(seen)
-            seen /= torch.distributed.get_world_size()
+        seen = self._of_all(self.seen, torch.mean)
         method.usage.lerp_(seen[:-3].to(method.usage), 0.02)
         method.course.lerp_(seen[-3:].to(method.course), 0.02)
         if method.config.patience and step + 1 >= method.config.patience:
             self.refuse_collapse()
+
+    @staticmethod
+    def _of_all(parts: list[Tensor], together: Callable[..., Tensor]) -> Tensor:
+        """What the parts of a batch said, which are forgotten: of the whole batch, whoever computed its parts, as all
+        processes have to come to one conclusion."""
+        said = together(torch.stack(parts), 0)
+        parts.clear()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(said)
+            said /= torch.distributed.get_world_size()
+        return said
+
+    def _settle(self, rivals: Tensor) -> None:
+        """Follow the errors of both worlds, and in the end keep the better one."""
+        method = self.method
+        assert method.rival is not None
+        assert isinstance(method.poses, Single)
+        method.rival.open(float(method.field.opened))
+        errors, counts = rivals[::2], rivals[1::2]
+        if (counts > 0).all():
+            method.rivalry.lerp_((errors / counts).to(method.rivalry), 0.02)
+        if method.field.opened >= method.config.poses.both_until:
+            if method.rivalry[1] < method.rivalry[0]:
+                method.field.load_state_dict(method.rival.state_dict())
+                method.poses.turned.fill_(1.0)
+            method.rivalry.zero_()
 
     def refuse_collapse(self) -> None:
         """A CollapseError where training has come to an end without having found a scene."""

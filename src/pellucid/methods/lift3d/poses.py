@@ -24,6 +24,8 @@ class Poses:
     """(B, M, 4, 4)."""
     scores: Tensor
     """(B, M) logits: which of its cameras a picture was taken from."""
+    reversed: Tensor | None = None
+    """(B, 4, 4), the camera in a world turned inside out, where that is asked for."""
 
 
 def sectors(candidates: int, *, low: float, high: float) -> Tensor:
@@ -103,19 +105,34 @@ class Candidates(nn.Module):
 
 
 class Single(nn.Module):
-    """One camera, turned from a first one by an axis-angle and moved by a translation, each three numbers."""
+    """One camera, turned from a first one by an axis-angle and moved by a translation, each three numbers.
+
+    With `both` it says a second one, which is moved the other way in the picture's plane, and turned by three numbers
+    of its own. A scene whose far is near, seen by cameras that move the other way and turn to make up for it, looks
+    alike but for perspective (the reversal known of structure from motion); it is `turned` where the two change places.
+    """
 
     first: Tensor
+    turned: Tensor
 
-    def __init__(self, dim: int, *, first: Tensor, hidden: int) -> None:
+    def __init__(self, dim: int, *, first: Tensor, hidden: int, both: bool = False) -> None:
         super().__init__()
         self.register_buffer("first", first, persistent=False)
+        self.both = both
+        if both:
+            self.register_buffer("turned", torch.zeros(()))
         self.trunk = nn.Sequential(nn.Linear(dim, hidden), nn.SiLU())
-        self.move = zeroed(nn.Linear(hidden, 6))
+        self.move = zeroed(nn.Linear(hidden, 9 if both else 6))
 
     def forward(self, h: Tensor) -> Poses:
-        move = self.move(self.trunk(h))
-        return Poses(cameras=moved(self.first, move)[:, None], scores=move.new_zeros(len(h), 1))
+        turn, place, *others = self.move(self.trunk(h)).split(3, 1)
+        said, reversed_ = torch.cat([turn, place], 1), None
+        if self.both:
+            other = torch.cat([others[0], place * place.new_tensor([-1.0, -1.0, 1.0])], 1)
+            said, other = torch.where(self.turned > 0, other, said), torch.where(self.turned > 0, said, other)
+            reversed_ = moved(self.first, other)
+        cameras = moved(self.first, said)[:, None]
+        return Poses(cameras=cameras, scores=place.new_zeros(len(h), 1), reversed=reversed_)
 
     def near(self, cameras: Tensor, rng: torch.Generator) -> Tensor:
         """Cameras (B, 4, 4) anew, each up to half-way to another of them or as far away from it."""
