@@ -99,7 +99,7 @@ def test_views_without_cameras_are_refused(setting):
 
 
 def test_the_ablation_changes_what_it_says_and_nothing_else(setting):
-    assert changed_to(setting, 12, 0.1) == {"patience": 0}
+    assert changed_to(setting, 12, 0.1) == {}
     usual = recipe(
         "lift3d", "tiny", DataSpec.of("lift3d", "views-boxes", open_data("views-boxes", size=16))
     ).config.poses

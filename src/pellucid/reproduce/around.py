@@ -41,17 +41,13 @@ from pellucid.train.log import read_log
 from pellucid.train.preview import grid, save_png
 from pellucid.view_scores import Found, Photographs, found, scored, similarity
 
-Network = tuple[str, dict[str, Any]]
-"""A recipe, and the fields of its config that are others."""
-
 OURS = "Lift3D"
 PLAIN = {"imagined": 0}
+"""As in the paper: nothing teaches poses but pictures."""
 AUTOENCODER = "autoencoder (no noise, nothing imagined)"
-ROWS: dict[str, Network] = {
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "NeRF, poses given": ("nerf", {}),
     OURS: ("lift3d", {}),
-    "Lift3D, nothing imagined": ("lift3d", PLAIN),
-    "Lift3D without noise": ("lift3d-clean", {}),
     AUTOENCODER: ("lift3d-clean", PLAIN),
     "Lift3D, one camera (algorithm 3)": ("lift3d-single", {}),
     "NeRF-- (poses as parameters)": ("nerf--", {}),
@@ -90,11 +86,12 @@ def compared(
     *,
     name: str,
     title: str,
-    rows: Mapping[str, Network],
+    rows: Mapping[str, tuple[str, dict[str, Any]]],
     paper: dict[str, dict[str, str]],
     goals: dict[str, float] | None = None,
 ) -> Report:
-    """Train the rows' recipes on every data set, score held-out views and cameras, and draw them."""
+    """Train the rows' recipes, with the fields of their configs that are others, on every data set; score held-out
+    views and cameras, and draw them."""
     report = Report(name=name, title=title, columns=(), paper=paper)
     chosen = {
         row: (recipe, changed_for(recipe) | more) for row, (recipe, more) in setting.chosen(rows).items()
