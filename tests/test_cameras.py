@@ -11,8 +11,10 @@ from torch.autograd import gradcheck
 from pellucid.cameras import (
     angle_between,
     angles_of,
+    apart,
     between,
     look_at,
+    on_the_way,
     on_sphere,
     orbit,
     pixels,
@@ -309,3 +311,20 @@ def test_between_cameras_that_look_at_the_origin_all_do():
     far = path[:, :3, 3].norm(dim=1)
     torch.testing.assert_close(far, torch.linspace(3, 4, 9, dtype=torch.float64))
     torch.testing.assert_close(path[:, :3, 3], far[:, None] * path[:, :3, 2])
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-4, 0.3, math.pi])
+def test_cameras_are_apart_by_their_turn_and_their_step(angle):
+    axis = places(1.0, 2.0, -2.0) / 3
+    turn = torch.from_numpy(Rotation.from_rotvec(axis.numpy() * angle).as_matrix())
+    a, b = rigid(EYE3, places(1.0, 2.0, 3.0)), rigid(turn, places(1.0, 2.0, 5.0))
+    assert float(apart(a, b, 4.0)) == pytest.approx(2 * (1 - math.cos(angle)) + 0.25, abs=1e-12)
+    assert float(apart(b, a, 4.0)) == float(apart(a, b, 4.0))
+
+
+def test_on_the_way_goes_on_beyond_both_ends():
+    a, b = on_sphere(places(0.2, 0.5), places(0.0, 0.0), 3.0)
+    found = on_the_way(a, b, places(-1.0, 0.0, 0.5, 1.0, 2.0))
+    azimuth, _ = angles_of(found)
+    torch.testing.assert_close(azimuth, places(-0.1, 0.2, 0.35, 0.5, 0.8))
+    torch.testing.assert_close(found, on_sphere(azimuth, torch.zeros_like(azimuth), 3.0))

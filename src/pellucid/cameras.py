@@ -136,11 +136,12 @@ def angles_of(cameras: Tensor) -> tuple[Tensor, Tensor]:
     return torch.atan2(y, x), torch.atan2(z, torch.hypot(x, y))
 
 
-def apart(a: Tensor, b: Tensor, radius: float) -> Tensor:
-    """How far cameras (*B, 4, 4) are from others: (*B), the square of their distance in radii, and half the sum of
-    squares between their rotations, which is about the square of a small angle in radians."""
+def apart(a: Tensor, b: Tensor, away: float) -> Tensor:
+    """How far cameras (*B, 4, 4) are from others: (*B), the square of the distance between their places, as a share of
+    how far away they look, and half the sum of squares between their rotations, which is about the square of a small
+    angle in radians."""
     turned = (a[..., :3, :3] - b[..., :3, :3]).square().sum((-2, -1)) / 2
-    return turned + (a[..., :3, 3] - b[..., :3, 3]).square().sum(-1) / radius**2
+    return turned + (a[..., :3, 3] - b[..., :3, 3]).square().sum(-1) / away**2
 
 
 def angle_between(a: Tensor, b: Tensor) -> Tensor:

@@ -460,7 +460,11 @@ class Lifting(Stage):
             t = training_times(method.schedule, len(x0), rng, low_share=1.0).to(x0.device)
             x0 = method.noised(x0, t, rng)
         poses = method.posed(x0, t)
-        off = apart(poses.cameras, cameras[:, None], method.view.radius)  # (B, M)
+        view = method.view
+        away = (
+            view.near if view.forward else view.radius
+        )  # of what is seen: how far a step aside shifts a picture
+        off = apart(poses.cameras, cameras[:, None], away)  # (B, M)
         nearest = off.argmin(1)  # the best of the candidates learns, here too
         error = OFF_BY * _of_each(off, nearest).mean()
         return error + CHOSEN * F.cross_entropy(poses.scores, nearest)
