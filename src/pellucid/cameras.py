@@ -194,11 +194,11 @@ def along(cameras: Tensor, n: int) -> Tensor:
 
 def on_the_way(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
     """Cameras (S, 4, 4) so far, (S,) from 0 to 1, on the way from a to b, (4, 4) each; below 0 and above 1 beyond."""
-    turn = _axis_angle(b[:3, :3] @ a[:3, :3].T)
+    turn = _axis_angle(product(b[:3, :3], a[:3, :3].T))
     turned = rotation(share[:, None] * turn)  # (n, 3, 3)
     whole = rotation(turn)
-    own = a[:3, 3] + share[:, None] * (whole.T @ b[:3, 3] - a[:3, 3])
-    return rigid(turned @ a[:3, :3], (turned @ own[..., None])[..., 0])
+    own = a[:3, 3] + share[:, None] * (product(whole.T, b[:3, 3:])[:, 0] - a[:3, 3])
+    return rigid(product(turned, a[:3, :3].expand_as(turned)), product(turned, own[..., None])[..., 0])
 
 
 def _axis_angle(matrix: Tensor) -> Tensor:

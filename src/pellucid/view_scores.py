@@ -31,6 +31,7 @@ LOOKS = "perceptual_"
 TITLES = {
     "psnr": "PSNR",
     "ssim": "SSIM",
+    "depth": "inverse depth, correlation",
     "rotation": "rotation, degrees",
     "near": f"within {NEAR:g}",
     "translation": "translation / spread",
@@ -51,6 +52,8 @@ class Photographs:
     """(N, 4, 4)."""
     focal: Tensor | None
     """(N,)."""
+    depth: Tensor | None = None
+    """(N, H, W), along rays; 0 where nothing is met."""
 
     @classmethod
     def of(cls, *parts: Dataset, limit: int | None = None) -> Photographs:
@@ -62,9 +65,15 @@ class Photographs:
                 break
             batches.append(data.batch(np.arange(min(left, len(data)))))
             left -= len(batches[-1])
-        known = all("camera" in b.truth and "focal" in b.truth for b in batches)
-        of = lambda key: torch.cat([b.truth[key] for b in batches]) if known else None
-        return cls(x=torch.cat([b.x0 for b in batches]), cameras=of("camera"), focal=of("focal"))
+        known = lambda *keys: all(key in b.truth for b in batches for key in keys)
+        of = lambda key: torch.cat([b.truth[key] for b in batches])
+        there = known("camera", "focal")
+        return cls(
+            x=torch.cat([b.x0 for b in batches]),
+            cameras=of("camera") if there else None,
+            focal=of("focal") if there else None,
+            depth=of("depth") if known("depth") else None,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +82,8 @@ class Found:
 
     views: Tensor
     """(N, C, H, W), as the field shows them."""
+    depth: Tensor | None = None
+    """(N, H, W), where it shows something, along rays."""
     held: Tensor | None = None
     """(N, 4, 4) in the method's world; None where true cameras had a part in them."""
     trained: Tensor | None = None
@@ -115,7 +126,8 @@ def found_by_lift(
     rng, x = torch.Generator().manual_seed(seed), held.x.to(method.device)
     read = lambda pictures: [method.poses_of(part, rng) for part in pictures.split(AT_ONCE)]
     cameras = method.refined(torch.cat([method.best(poses) for poses in read(x)]), x, refine, rng)
-    own = Found(views=method.pictures(cameras)[0].cpu(), held=cameras.cpu(), candidates=method.candidates)
+    views, depth, _ = method.pictures(cameras)
+    own = Found(views=views.cpu(), depth=depth.cpu(), held=cameras.cpu(), candidates=method.candidates)
     if train is None:
         return own
     seen = train.x.to(method.device)
@@ -145,8 +157,8 @@ def found_by_nerf(
             "a folder with a transforms.json"
         )
     if method.moves is None:
-        views, _, _ = method.pictures(held.cameras.to(device), focal=held.focal.to(device))
-        return Found(views=views.cpu())
+        views, depth, _ = method.pictures(held.cameras.to(device), focal=held.focal.to(device))
+        return Found(views=views.cpu(), depth=depth.cpu())
     if train is None or train.cameras is None:
         raise ValueError(
             "where learned poses stand in the world of true ones, true ones of training views say"
@@ -156,7 +168,8 @@ def found_by_nerf(
     first = aligned(trained, train.cameras).inverse().cameras(held.cameras).float()
     rng = torch.Generator().manual_seed(seed)
     cameras = method.refined(first.to(device), held.x.to(device), refine, rng)
-    return Found(views=method.pictures(cameras)[0].cpu(), trained=trained)
+    views, depth, _ = method.pictures(cameras)
+    return Found(views=views.cpu(), depth=depth.cpu(), trained=trained)
 
 
 def scored(
@@ -171,6 +184,12 @@ def scored(
     if held.x.shape[-1] >= 11:
         figures["ssim"] = ssim(found.views, held.x).mean().item()
     figures |= {f"{LOOKS}{see.name}": perceptual(see, found.views, held.x).mean().item() for see in looks}
+    if found.depth is not None and held.depth is not None:
+        met = held.depth > 0
+        near = torch.stack([1 / found.depth[met], 1 / held.depth[met]]).double()
+        figures["depth"] = (
+            torch.corrcoef(near)[0, 1].nan_to_num().item()
+        )  # of fog alone, which is equally far, none
     by = None
     if found.trained is not None and train is not None and train.cameras is not None:
         by = similarity(found, train)

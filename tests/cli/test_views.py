@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 import pellucid
-from pellucid.cameras import angle_between, angles_of
+from pellucid.cameras import angle_between, angles_of, rotation
+from pellucid.cli.commands import _whence, posed
 from pellucid.data.catalog import open_data
 from pellucid.data.images import to_uint8
 from pellucid.data.views import ViewsSource, cameras_in
@@ -766,3 +767,15 @@ def test_a_viewer_that_cannot_be_is_told_in_a_line(scene_run, tiny_run, capsys, 
     assert "8 to 4096" in refused(capsys, "view", scene_run, "--size", 2)
     monkeypatch.setitem(sys.modules, "viser", None)
     assert "pip install 'pellucid[viewer]'" in refused(capsys, "view", scene_run)
+
+
+def test_a_camera_before_a_scene_is_told_by_where_it_was_moved():
+    """Seen from the origin, near which it stands, its azimuth would say nothing."""
+    camera = torch.eye(4)
+    camera[:3, :3] = rotation(torch.tensor([0.0, math.radians(12), 0.0]))
+    camera[:3, 3] = torch.tensor([0.25, -0.5, 0.125])
+    told = posed(camera, into=True)
+    assert told["place"] == [0.25, -0.5, 0.125]
+    assert told["turned"] == pytest.approx(12, abs=1e-4)
+    assert "azimuth" not in told
+    assert _whence(told) == "+0.25 right, -0.50 up, +0.12 back, turned by 12.0 degrees"

@@ -88,9 +88,14 @@ def test_views_are_scored_from_the_cameras_that_were_found(views):
 
 def test_given_cameras_are_not_scored(views):
     figures = scored(found_by_nerf(built("nerf"), *views, 0, refine=2), *views)
-    assert set(figures) == {"psnr", "ssim"}
+    assert set(figures) == {"psnr", "ssim", "depth"}
     learned = scored(found_by_nerf(built("nerf--"), *views, 0, refine=2), *views)
-    assert set(learned) == {"psnr", "ssim", "rotation_train"}  # true cameras had a part in the held-out ones
+    assert set(learned) == {
+        "psnr",
+        "ssim",
+        "depth",
+        "rotation_train",
+    }  # true cameras had a part in the held-out ones
 
 
 def test_views_without_cameras_are_refused(setting):
@@ -99,7 +104,7 @@ def test_views_without_cameras_are_refused(setting):
 
 
 def test_the_ablation_changes_what_it_says_and_nothing_else(setting):
-    assert changed_to(setting, 12, 0.1) == {}
+    assert changed_to(setting, 12, 0.1) == {"imagined": 0}
     usual = recipe(
         "lift3d", "tiny", DataSpec.of("lift3d", "views-boxes", open_data("views-boxes", size=16))
     ).config.poses

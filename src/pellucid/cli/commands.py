@@ -1020,7 +1020,8 @@ def described(
             if probabilities:
                 found[f"{key}_probabilities"] = value.tolist()
         elif readout.kind == "camera":
-            found[key] = posed(value.view(4, 4)) | ({} if focal is None else {"focal": focal})
+            into = getattr(getattr(model.method, "view", None), "forward", False)
+            found[key] = posed(value.view(4, 4), into=into) | ({} if focal is None else {"focal": focal})
         elif readout.kind == "shares" and probabilities:
             found |= {key: value.tolist(), f"{key}_largest": int(value.argmax())}
         elif readout.names:
@@ -1031,24 +1032,31 @@ def described(
 
 
 def _whence(camera: Mapping[str, Any]) -> str:
+    if "turned" in camera:
+        right, up, back = camera["place"]
+        return f"{right:+.2f} right, {up:+.2f} up, {back:+.2f} back, turned by {camera['turned']:.1f} degrees"
     return f"azimuth {camera['azimuth']:.0f}, elevation {camera['elevation']:.0f} degrees, {camera['radius']:.2f} away"
 
 
-def posed(camera: Any) -> dict[str, Any]:
-    """A camera (4, 4) as JSON takes it: the matrix, what it is, and where it stands as seen from the origin."""
+def posed(camera: Any, *, into: bool = False) -> dict[str, Any]:
+    """A camera (4, 4) as JSON takes it: the matrix, what it is, and where it stands as seen from the origin, or of one
+    that looks into a scene where it was moved and by how much it was turned."""
     import math
 
-    from pellucid.cameras import angles_of
+    import torch
 
-    azimuth, elevation = (math.degrees(angle) for angle in angles_of(camera))
-    return {
+    from pellucid.cameras import angle_between, angles_of
+
+    told: dict[str, Any] = {
         "matrix": camera.tolist(),
         "convention": "camera to world (x right, y up, looks along -z); focal in heights of the picture, and of a "
         "photograph in sides of its centre square",
-        "azimuth": azimuth,
-        "elevation": elevation,
-        "radius": camera[:3, 3].norm().item(),
     }
+    if into:
+        turned = angle_between(torch.eye(3).to(camera), camera[:3, :3]).item()
+        return told | {"place": camera[:3, 3].tolist(), "turned": turned}
+    azimuth, elevation = (math.degrees(angle) for angle in angles_of(camera))
+    return told | {"azimuth": azimuth, "elevation": elevation, "radius": camera[:3, 3].norm().item()}
 
 
 def map_names(model: Model) -> tuple[str, ...]:

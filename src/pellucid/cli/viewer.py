@@ -91,13 +91,15 @@ class Viewer:
             )  # fmt: skip
             frustum.on_click(lambda event, turn=turn, place=place: _go(event.client, turn, place))
         shown = self.server.gui.add_checkbox("photographs", True)
-        parts = self.server.scene.add_frame("/photographs", show_axes=False)
+        parts, into = self.server.scene.add_frame("/photographs", show_axes=False), self.method.view.forward
 
         @shown.on_update
         def _(_event: Any) -> None:
             parts.visible = shown.value
 
-        return {str(row): posed(camera) for row, camera in zip(rows.tolist(), cameras, strict=True)}
+        return {
+            str(row): posed(camera, into=into) for row, camera in zip(rows.tolist(), cameras, strict=True)
+        }
 
     def wait(self) -> None:
         """Until `stop`."""

@@ -217,6 +217,34 @@ def make_field(config: FieldConfig, channels: int = 3) -> Field:
     return {"mlp": MLPField, "grid": GridField, "hash": HashField}[config.kind](config, channels)
 
 
+class Rivals(Field):
+    """Two fields of one kind: the first is what is asked, or the second where they have been `turned`."""
+
+    turned: Tensor
+
+    def __init__(self, config: FieldConfig, channels: int) -> None:
+        nn.Module.__init__(self)
+        self.config = config
+        self.register_buffer("opened", torch.ones(()))
+        self.register_buffer("turned", torch.zeros(()))
+        self.worlds = nn.ModuleList(make_field(config, channels) for _ in range(2))
+
+    @property
+    def other(self) -> nn.Module:
+        """The one that is not asked."""
+        return self.worlds[0 if self.turned else 1]
+
+    def forward(self, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = self.worlds[1 if self.turned else 0](x, directions)
+        return found
+
+    def open(self, share: float) -> None:
+        super().open(share)
+        for world in self.worlds:
+            assert isinstance(world, Field)
+            world.open(share)
+
+
 class Baked:
     """What a field says at the points of a grid, and in between a mean of the eight about: no gradient, no directions.
 

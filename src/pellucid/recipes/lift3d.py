@@ -46,7 +46,7 @@ def view(scale: Scale, data: DataSpec) -> ViewConfig:
         "paper": FieldConfig(kind="mlp", width=256, depth=8, directions=4),
     }[scale]
     sampled: dict[str, int] = {
-        "tiny": {"rays": 8, "samples": 8, "fine_samples": 8},
+        "tiny": {"rays": 8, "samples": 8, "fine_samples": 8, "opens": 10 if scene.forward else 0},
         "cpu": {"rays": 128, "samples": 32, "fine_samples": 64, "opens": 2000, "budget": 2**17},
         "gpu": {
             "rays": 512,
@@ -92,8 +92,8 @@ POSE_RATES: Mapping[Scale, float] = {"tiny": 0.1, "cpu": 0.03, "gpu": 0.1, "pape
 """Of the encoder, as a factor on the field's rate."""
 
 
-IMAGINED: Mapping[Scale, int] = {"tiny": 2, "cpu": 8, "gpu": 8, "paper": 0}
-"""Views of the field's own in each step."""
+IMAGINED: Mapping[Scale, float] = {"tiny": 0.5, "cpu": 0.5, "gpu": 0.25, "paper": 0.0}
+"""Views of the field's own in each step, as a share of the batch."""
 
 
 def training(scale: Scale) -> TrainConfig:
@@ -148,19 +148,15 @@ def lift3d(
         size=data.size,
         channels=data.channels,
         encoder=encoder(scale, data),
-        poses=PoseConfig(
-            kind=kind,
-            candidates=1 if kind == "single" else candidates,
-            both_until=0.5 if own.forward and scale != "paper" else 0.0,
-            **small | poses,
-        ),
+        poses=PoseConfig(kind=kind, candidates=1 if kind == "single" else candidates, **small | poses),
         view=own,
         noisy=noisy,
         # most views get little noise, and only they teach the field: cameras are found sooner, and it is sharper.
         # Measured at scale cpu, see results.md; the paper does neither
         low_share=0.75 if noisy and scale != "paper" else 0.0,
         field_until=0.2 if noisy and scale != "paper" else 1.0,
-        imagined=IMAGINED[scale] if imagined else 0,
+        imagined=IMAGINED[scale] if imagined else 0.0,
+        both_until=0.5 if own.forward and own.opens else 0.0,
     )
     return "lift3d", config, with_rates(training(scale), "lift", poses=POSE_RATES[scale])
 

@@ -32,7 +32,7 @@ from pellucid.methods.radiance import (
 )
 from pellucid.nets.blocks import frozen
 from pellucid.nets.modulation import TimeModulator
-from pellucid.nets.nerf import Ask, Baked, Field, make_field
+from pellucid.nets.nerf import Ask, Baked, Rivals
 from pellucid.nets.unet import Encoder, UNetConfig
 from pellucid.process.loss import diffuse
 from pellucid.process.samplers import ddim
@@ -47,10 +47,10 @@ CERTAIN = 0.95
 """How often a classifier is right that has nothing more to learn."""
 IMAGINED_FROM = 0.5
 """Of the field's detail, how much has to be let in before its own views teach the poses."""
-NOISES = 4
+NOISES = 2
 """Under how many noises each of those is read."""
-OFF_BY, CHOSEN = 1.5, 0.03
-"""Weights, of those views, of the error of the camera and of the classifier."""
+OFF_BY, CHOSEN = 1.5, 0.3
+"""Weights, of those views, of the error of the camera, and of the classifier as a share of what it weighs elsewhere."""
 FLAT = 0.8
 """Of the spread of views about their mean, the error of a field that shows hardly more than that mean."""
 
@@ -77,10 +77,6 @@ class PoseConfig:
     pick_samples: int = 24
     pick_grid: int = 0
     """Points a side of the grid that stands for the field then; 0: the field is asked itself."""
-    both_until: float = 0.0
-    """Of a single camera, until so much of the field's detail is there: half of the pictures are seen in a second
-    field, by cameras that move the other way, and the field that shows its half better stays. 0: there is one, as in
-    the paper."""
 
     def __post_init__(self) -> None:
         if not -90 <= self.low < self.high <= 90:
@@ -94,11 +90,6 @@ class PoseConfig:
             raise ValueError(f"pick_grid is {self.pick_grid}; 0, or at least 2 points a side")
         if self.kind == "single" and self.candidates != 1:
             raise ValueError(f"candidates is {self.candidates} and kind single, of which there is 1")
-        if not 0 <= self.both_until <= 1 or (self.both_until and self.kind != "single"):
-            raise ValueError(
-                f"both_until is {self.both_until} and kind {self.kind}: a share of the field's detail, from 0 to 1, "
-                f"and only of a single camera"
-            )
         if self.overlap < 0 or self.score_weight < 0:
             raise ValueError(f"overlap is {self.overlap} and score_weight {self.score_weight}; 0 or more")
 
@@ -118,10 +109,14 @@ class Lift3DConfig:
     field_until: float = 1.0
     """The latest time of a noisy view that teaches the field; by later ones the poses learn alone, as under much noise
     no camera can be right, and what is learned from wrong ones is blurred. 1: all teach it, as in the paper."""
-    imagined: int = 0
-    """Views of each step that the field itself shows, from cameras near those of as many photographs: as those are
-    known, the poses learn from them directly. They begin when half of the field's detail is there. The paper has none.
-    """
+    imagined: float = 0.0
+    """Views that the field itself shows, as a share of the batch, from cameras near those of as many photographs: as
+    those are known, the poses learn from them directly. They begin when half of the field's detail is there. The paper
+    has none."""
+    both_until: float = 0.0
+    """Of a single camera, until so much of the field's detail is there: half of the pictures are seen in a second
+    field, by cameras that move the other way, and the field that shows its half better stays. 0: there is one, as in
+    the paper."""
     steps: int = 100
     """Of the diffusion. Its betas are Ho et al.'s, larger by 1000 / steps, so that the last step is noise."""
     patience: int = 2000
@@ -146,8 +141,18 @@ class Lift3DConfig:
                 f"low_share is {self.low_share} and field_until {self.field_until}: a share from 0 to 1, and a time "
                 f"above 0, to 1"
             )
-        if self.imagined < 0:
-            raise ValueError(f"imagined is {self.imagined}; views of a step, or 0 for none")
+        if not 0 <= self.imagined <= 1:
+            raise ValueError(f"imagined is {self.imagined}; a share of the batch, from 0 for none to 1")
+        if not 0 <= self.both_until <= 1 or (self.both_until and self.poses.kind != "single"):
+            raise ValueError(
+                f"both_until is {self.both_until} and poses.kind {self.poses.kind}: a share of the field's detail, "
+                f"from 0 to 1, and only of a single camera"
+            )
+        if self.both_until and not self.view.opens:
+            raise ValueError(
+                f"both_until is {self.both_until} and view.opens 0: two worlds are compared while detail comes in, and "
+                f"there would be no time for that. Set both_until=0 for one world, or view.opens"
+            )
         if self.patience < 0:
             raise ValueError(f"patience is {self.patience}; steps, or 0 for none")
         if self.steps < 21:
@@ -187,7 +192,7 @@ class Lift3D(Radiance):
         poses, radius = config.poses, config.view.radius
         self.poses: Single | Candidates
         if poses.kind == "single":
-            head = Single(dim, first=self.first, hidden=poses.hidden, both=poses.both_until > 0)
+            head = Single(dim, first=self.first, hidden=poses.hidden, both=config.both_until > 0)
             self.poses, self.candidates = head, 1
         else:
             self.candidates = poses.candidates
@@ -195,11 +200,11 @@ class Lift3D(Radiance):
                 dim, poses.candidates, low=math.radians(poses.low), high=math.radians(poses.high), radius=radius,
                 overlap=poses.overlap, hidden=poses.hidden,
             )  # fmt: skip
-        self.rival = make_field(config.view.field, config.channels) if poses.both_until else None
-        if self.rival is not None:
-            self.rival.open(float(self.field.opened))
-            # the errors of the field and of its rival; zeros once one has won
-            self.register_buffer("rivalry", torch.ones(2))
+        if config.both_until:
+            self.field = Rivals(config.view.field, config.channels)
+            self.field.open(0.0)
+        # the errors of the field and of its rival; zeros where there is none, or no more
+        self.register_buffer("rivalry", torch.full((2,), float(config.both_until > 0)))
         self.register_buffer("usage", torch.full((self.candidates,), 1 / self.candidates))
         # the classifier's accuracy, the error of what is shown, and the spread of views about their mean
         self.register_buffer("course", torch.tensor([0.0, 0.0, 1.0]))
@@ -222,16 +227,10 @@ class Lift3D(Radiance):
             "scores": Readout(kind="shares", shape=(self.candidates,), help="which candidate the camera is")
         }
 
-    def scene(self) -> dict[str, list[nn.Parameter]]:
-        players = super().scene()
-        return players | {
-            "field": players["field"] + ([] if self.rival is None else list(self.rival.parameters()))
-        }
-
     @property
     def undecided(self) -> bool:
         """Whether there still are two worlds, one the other turned inside out."""
-        return self.rival is not None and bool((self.rivalry > 0).all())
+        return bool((self.rivalry > 0).all())
 
     def stages(self) -> tuple[Stage, ...]:
         return (Lifting(self),)
@@ -413,13 +412,13 @@ class Lifting(Stage):
         won = method.winners(poses.cameras, x0, rng)
         at, there = chosen_rays(x0, method.view.rays, rng)
         cameras, teaches = _of_each(poses.cameras, won), t <= config.field_until
-        worlds = [(method.field, torch.ones_like(teaches))]
+        worlds: list[tuple[nn.Module, Tensor]] = [(method.field, torch.ones_like(teaches))]
         if method.undecided:
-            assert method.rival is not None
+            assert isinstance(method.field, Rivals)
             assert poses.reversed is not None
             other = (torch.rand(len(x0), generator=rng, device=rng.device) < 0.5).to(x0.device)
             cameras = torch.where(other[:, None, None], poses.reversed, cameras)
-            worlds = [(method.field, ~other), (method.rival, other)]
+            worlds = [(method.field, ~other), (method.field.other, other)]
         error, rivals = method.no_gradient(), []
         for world, own in worlds:
             rivals += [error.new_zeros(()), (own & teaches).sum().to(error)]
@@ -440,7 +439,9 @@ class Lifting(Stage):
             self.rivals.append(torch.stack(rivals))
             terms["_rivalry"] = method.rivalry[1] / method.rivalry[0]
         elif config.imagined and method.field.opened >= IMAGINED_FROM:
-            terms["imagined"] = self._imagined(cameras[: config.imagined].detach(), rng)
+            share = config.imagined * len(x0)  # of one part of a batch, be it a single picture
+            if n := int(share + torch.rand((), generator=rng, device=rng.device).item()):
+                terms["imagined"] = self._imagined(cameras[:n].detach(), rng)
         yield tuple(self.players), terms
 
     def _imagined(self, cameras: Tensor, rng: torch.Generator) -> Tensor:
@@ -452,7 +453,7 @@ class Lifting(Stage):
         """
         method = self.method
         cameras = method.poses.near(cameras, rng)
-        x0, _, _ = method.pictures(cameras, samples=method.view.samples)
+        x0, _, _ = method.pictures(cameras, samples=max(2, 3 * method.view.samples // 4))
         t = torch.zeros(len(x0), device=x0.device)
         if method.config.noisy:
             # rendering is what takes long: each view serves under several noises, all as little as views are read under
@@ -467,7 +468,8 @@ class Lifting(Stage):
         off = apart(poses.cameras, cameras[:, None], away)  # (B, M)
         nearest = off.argmin(1)  # the best of the candidates learns, here too
         error = OFF_BY * _of_each(off, nearest).mean()
-        return error + CHOSEN * F.cross_entropy(poses.scores, nearest)
+        weight = CHOSEN * method.config.poses.score_weight
+        return error + weight * F.cross_entropy(poses.scores, nearest)
 
     def _error(
         self,
@@ -475,7 +477,7 @@ class Lifting(Stage):
         at: Tensor,
         there: Tensor,
         rng: torch.Generator,
-        field: Field,
+        field: nn.Module,
         *,
         field_learns: bool,
     ) -> Tensor:
@@ -484,7 +486,7 @@ class Lifting(Stage):
         focal = None if field_learns else method.focal.detach()
         with nullcontext() if field_learns else frozen(field):
             seen = method.seen(
-                cameras, at, method.view.samples, rng, focal=focal, field=field, skips=field is method.field
+                cameras, at, method.view.samples, rng, focal=focal, field=field, skips=not method.undecided
             )
         return (seen.colour.view_as(there) - there).square().sum()
 
@@ -515,16 +517,17 @@ class Lifting(Stage):
     def _settle(self, rivals: Tensor) -> None:
         """Follow the errors of both worlds, and in the end keep the better one."""
         method = self.method
-        assert method.rival is not None
+        assert isinstance(method.field, Rivals)
         assert isinstance(method.poses, Single)
-        method.rival.open(float(method.field.opened))
         errors, counts = rivals[::2], rivals[1::2]
-        if (counts > 0).all():
-            method.rivalry.lerp_((errors / counts).to(method.rivalry), 0.02)
-        if method.field.opened >= method.config.poses.both_until:
+        followed = method.rivalry.lerp((errors / counts.clamp(min=1)).to(method.rivalry), 0.02)
+        method.rivalry.copy_(torch.where((counts > 0).to(followed.device), followed, method.rivalry))
+        if method.field.opened >= method.config.both_until:
             if method.rivalry[1] < method.rivalry[0]:
-                method.field.load_state_dict(method.rival.state_dict())
+                method.field.turned.fill_(1.0)
                 method.poses.turned.fill_(1.0)
+            if method.occupancy is not None:  # what it knows may be the other's
+                method.occupancy.peak.fill_(torch.inf)
             method.rivalry.zero_()
 
     def refuse_collapse(self) -> None:

@@ -135,8 +135,10 @@ class Single(nn.Module):
         return Poses(cameras=cameras, scores=place.new_zeros(len(h), 1), reversed=reversed_)
 
     def near(self, cameras: Tensor, rng: torch.Generator) -> Tensor:
-        """Cameras (B, 4, 4) anew, each up to half-way to another of them or as far away from it."""
-        share, others = _drawn(1, cameras, rng)[0] / 2, cameras.roll(1, 0)
+        """Cameras (B, 4, 4) anew, each up to half-way to another of them, or where there is none to the first, or
+        as far away from it."""
+        share = _drawn(1, cameras, rng)[0] / 2
+        others = cameras.roll(1, 0) if len(cameras) > 1 else self.first[None].to(cameras)
         way = (on_the_way(a, b, s[None])[0] for a, b, s in zip(cameras, others, share, strict=True))
         return torch.stack(list(way))
 
