@@ -884,12 +884,14 @@ def test_imagining_keeps_its_digits_under_autocast(name):
 @pytest.mark.parametrize("parts", [1, 4, 16])
 def test_as_many_views_are_imagined_however_many_parts_a_batch_comes_in(parts):
     method, x = lift(imagined=0.5), pictures(16)
-    inner, counts = method.pictures, []
-    method.pictures = lambda cameras, **more: counts.append(len(cameras)) or inner(cameras, **more)
-    for seed in range(10):
+    stage, counts, weights = method.stages()[0], [], []
+    stage._imagined = lambda cameras, rng: counts.append(len(cameras)) or torch.ones(())
+    for seed in range(20):
         for k, part in enumerate(x.chunk(parts)):
-            list(method.stages()[0].losses(Batch(x0=part), rng(100 * seed + k)))
-    assert sum(counts) / 10 == pytest.approx(8, abs=2)
+            ((_, terms),) = stage.losses(Batch(x0=part), rng(100 * seed + k))
+            weights.append(float(terms.get("imagined", 0.0)) / parts)
+    assert sum(counts) / 20 == pytest.approx(8, abs=1)
+    assert sum(weights) / 20 == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize("name", ["lift3d", "lift3d-clean", "lift3d-single"])

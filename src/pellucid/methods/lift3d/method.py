@@ -439,9 +439,10 @@ class Lifting(Stage):
             self.rivals.append(torch.stack(rivals))
             terms["_rivalry"] = method.rivalry[1] / method.rivalry[0]
         elif config.imagined and method.field.opened >= IMAGINED_FROM:
-            share = config.imagined * len(x0)  # of one part of a batch, be it a single picture
-            if n := int(share + torch.rand((), generator=rng, device=rng.device).item()):
-                terms["imagined"] = self._imagined(cameras[:n].detach(), rng)
+            # a batch may come in parts, of a single picture even: as many are imagined, and weigh as much
+            wanted = config.imagined * len(x0)
+            if n := int(wanted + torch.rand((), generator=rng, device=rng.device).item()):
+                terms["imagined"] = n / wanted * self._imagined(cameras[:n].detach(), rng)
         yield tuple(self.players), terms
 
     def _imagined(self, cameras: Tensor, rng: torch.Generator) -> Tensor:
