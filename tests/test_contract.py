@@ -42,7 +42,7 @@ def made(name: str):
     spec = DataSpec(
         spec=data_of(name), size=side, channels=channels, class_names=("a", "b"), attributes=TABLE, count=4
     )
-    return recipe(name, "tiny", spec, steps=2)
+    return recipe(name, "tiny", spec, steps=6)
 
 
 def seen_by(stage, batch: Batch) -> Batch:

@@ -46,7 +46,7 @@ def view(scale: Scale, data: DataSpec) -> ViewConfig:
         "paper": FieldConfig(kind="mlp", width=256, depth=8, directions=4),
     }[scale]
     sampled: dict[str, int] = {
-        "tiny": {"rays": 8, "samples": 8, "fine_samples": 8, "opens": 10 if scene.forward else 0},
+        "tiny": {"rays": 8, "samples": 8, "fine_samples": 8, "opens": 20 if scene.forward else 0},
         "cpu": {"rays": 128, "samples": 32, "fine_samples": 64, "opens": 2000, "budget": 2**17},
         "gpu": {
             "rays": 512,
@@ -156,7 +156,8 @@ def lift3d(
         low_share=0.75 if noisy and scale != "paper" else 0.0,
         field_until=0.2 if noisy and scale != "paper" else 1.0,
         imagined=IMAGINED[scale] if imagined else 0.0,
-        both_until=0.5 if own.forward and own.opens else 0.0,
+        # so late at scale tiny that its few grids have opened
+        both_until=(0.75 if scale == "tiny" else 0.5) if own.forward and own.opens else 0.0,
     )
     return "lift3d", config, with_rates(training(scale), "lift", poses=POSE_RATES[scale])
 
