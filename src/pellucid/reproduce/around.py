@@ -140,7 +140,9 @@ def compared(
         "held-out views are seen from the camera that one pass reads of each (for given poses, from its own); 'cameras "
         f"refined': moved by {refine} steps of gradients through the field, as NeRF--'s are, which begin at the true "
         "ones. Camera errors are medians, after the similarity that fits training cameras best. Classifier: how often, "
-        "of a training view under a little noise, it names the candidate that sees it best"
+        "of a training view under a little noise, it names the candidate that sees it best. The autoencoder and the "
+        "one camera imagine no views, as in the paper and unlike ours; lift3d-ablation has ours without them, and an "
+        "autoencoder with them"
     )
     report.conditions |= setting.conditions(size=setting.size)
     return report
