@@ -67,7 +67,7 @@ COLUMNS = {
         "mse": "MSE",
         "ssim": "SSIM",
         "perceptual_efflite0": "perceptual",
-    "depth": "inverse depth, correlation",
+        "depth": "inverse depth, correlation",
         "fd_efflite0": "FD",
         "kid_efflite0": "KID",
         "read": "attributes read",

@@ -754,6 +754,17 @@ def test_a_focal_length_is_learned_slowly_or_given_whatever_the_data_say(name):
     assert player_rates(faster)["focal"] == 0.5
 
 
+@pytest.mark.parametrize("text", [".5", "0.5", "5e-1"])
+def test_a_number_is_read_as_people_write_it(text):
+    assert changed(recipe("lift3d", "tiny", PLAIN), {"poses.overlap": text}).config.poses.overlap == 0.5
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "half"])
+def test_what_is_no_number_is_refused_where_one_is_due(text):
+    with pytest.raises(ValueError, match="expected float"):
+        changed(recipe("lift3d", "tiny", PLAIN), {"poses.overlap": text})
+
+
 def test_what_counts_in_steps_follows_the_steps_that_are_trained():
     usual, short = recipe("lift3d", "cpu", PLAIN), recipe("lift3d", "cpu", PLAIN, steps=500)
     share = 500 / usual.train.steps

@@ -8,7 +8,9 @@ A recipe is a method with its numbers, its data and how long it is trained:
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
@@ -180,11 +182,18 @@ def changed(made: Recipe, settings: Mapping[str, str]) -> Recipe:
             near = get_close_matches(name, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{made.method} has no field {name!r}; there are {', '.join(known)}.{hint}")
-        try:
-            place[last] = json.loads(text)
-        except ValueError:
-            place[last] = text
+        place[last] = _value(text)
     return _as_seen(recipe_from_json(data, "the recipe"))
+
+
+def _value(text: str) -> Any:
+    """What is written as JSON, and numbers as people write them, such as .5 and 1.; else the text itself."""
+    with contextlib.suppress(ValueError):
+        return json.loads(text)
+    with contextlib.suppress(ValueError):
+        if math.isfinite(number := float(text)):
+            return number
+    return text
 
 
 def _as_seen(made: Recipe) -> Recipe:
