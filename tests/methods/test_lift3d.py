@@ -754,6 +754,20 @@ def test_a_focal_length_is_learned_slowly_or_given_whatever_the_data_say(name):
     assert player_rates(faster)["focal"] == 0.5
 
 
+def test_what_is_imagined_costs_as_many_rays_whatever_the_size():
+    rays_of = lambda scale, size: (
+        (made := recipe("lift3d", scale, replace(PLAIN, size=size))).config.imagined
+        * made.train.batch_size
+        * size**2
+    )
+    assert rays_of("cpu", 32) == rays_of("cpu", 64) == 2**13
+    assert rays_of("gpu", 128) == 2**14
+    assert (
+        recipe("lift3d", "cpu", replace(PLAIN, size=16)).config.imagined == 0.5
+    )  # of each second photograph one
+    assert recipe("lift3d", "paper", replace(PLAIN, size=128)).config.imagined == 0
+
+
 @pytest.mark.parametrize("text", [".5", "0.5", "5e-1"])
 def test_a_number_is_read_as_people_write_it(text):
     assert changed(recipe("lift3d", "tiny", PLAIN), {"poses.overlap": text}).config.poses.overlap == 0.5
