@@ -42,7 +42,7 @@ from pellucid.train.preview import grid, save_png
 from pellucid.view_scores import Found, Photographs, found, scored, similarity
 
 OURS = "Lift3D"
-PLAIN = {"imagined": 0}
+PLAIN = {"imagined": 0.0}
 """As in the paper: nothing teaches poses but pictures."""
 AUTOENCODER = "autoencoder (no noise, nothing imagined)"
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -426,7 +426,8 @@ class Lifting(Stage):
                 if (rows := own & (teaches == learns)).any():
                     part = self._error(cameras[rows], at[rows], there[rows], rng, world, field_learns=learns)
                     error = error + part
-                    rivals[-2] = part.detach() if learns else rivals[-2]
+                    if learns:
+                        rivals[-2] = part.detach()
         terms = {"denoise": error / there.numel()}
         if method.candidates > 1:
             terms["scores"] = config.poses.score_weight * F.cross_entropy(poses.scores, won)
